@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from prunegraph.layerwise.recalibrate import recalibrate_bn
     from prunegraph.layerwise.reconstruct import Reconstruction
     from prunegraph.layerwise.sequential import LayerwiseReconstruction
+    from prunegraph.models import load
     from prunegraph.runs.pretrained import save_pretrained
     from prunegraph.runs.prune import prune, scores
     from prunegraph.runs.result import PruneResult
@@ -46,6 +47,7 @@ __all__ = [
     "apply_mask",
     "export",
     "finetune",
+    "load",
     "load_masked",
     "load_pruned",
     "methods",
@@ -91,6 +93,7 @@ _HOMES = {
     "prunegraph.layerwise.reconstruct": ("Reconstruction",),
     "prunegraph.layerwise.sequential": ("LayerwiseReconstruction",),
     "prunegraph.methods": ("methods",),
+    "prunegraph.models": ("load",),
     "prunegraph.runs.pretrained": ("save_pretrained",),
     "prunegraph.runs.prune": (
         "prune",

@@ -1,16 +1,12 @@
 """What a user wants to keep: modules that stay as they are, and widths that stay at least."""
 
-import difflib
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 
-from prunegraph.core.errors import ConfigError
+from prunegraph.core.errors import ConfigError, nearest
 from prunegraph.graph.graph import StructureGraph
 from prunegraph.graph.rounding import restrict
-
-MOST_NEAR = 3
-"""Names of modules that an error shows."""
 
 
 def narrow(
@@ -57,11 +53,9 @@ def _groups_in(graph: StructureGraph, pattern: str, option: str) -> list[int]:
         if any(fnmatchcase(path, pattern) for path in own)
     ]
     if not found:
-        names = sorted(set().union(*paths))
-        near = difflib.get_close_matches(pattern.strip(".*"), names, MOST_NEAR, cutoff=0.4)
-        known = near or sorted({name.partition(".")[0] for name in names})
+        names = sorted(set().union(*paths), key=lambda path: (path.count("."), path))
         msg = f"{option}={pattern!r} matches no module with weights that channels belong to; "
-        raise ConfigError(msg + f"the nearest: {', '.join(known)}")
+        raise ConfigError(msg + f"the nearest: {nearest(pattern.strip('.*'), names)}")
     return found
 
 

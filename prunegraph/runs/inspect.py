@@ -7,18 +7,19 @@ import numpy as np
 import torch
 from rich.markup import escape
 from rich.table import Table
-from torch import Tensor
+from torch import Tensor, nn
 
 from prunegraph.artefacts.masked import MaskedNetwork
 from prunegraph.core.budget import Budget
 from prunegraph.core.console import Console
+from prunegraph.core.errors import ModelError
 from prunegraph.core.masks import ChannelMask, Float64Array
-from prunegraph.core.user_code import is_factory
+from prunegraph.core.user_code import HF_PREFIX, is_factory
 from prunegraph.data import load_dataset
 from prunegraph.graph import StructureGraph, unwrap
 from prunegraph.graph.costs.latency import smallest_mask
 from prunegraph.graph.costs.macs import PARAMS
-from prunegraph.models import build_model, load_weights, weights_info
+from prunegraph.models import build_model, load, load_weights, weights_info
 from prunegraph.runs.export import read_run
 from prunegraph.runs.options.config import DataConfig
 from prunegraph.runs.options.tools import InspectConfig
@@ -45,6 +46,9 @@ KNOWN_INPUTS: dict[str, tuple[tuple[int, int, int], int]] = {
 
 MOST_NAMED = 2
 """So many layers that are tied to a group are named."""
+
+NUM_TOKENS = 16
+"""Tokens that a language model is analysed on."""
 
 MOST_ROWS = 25
 """Groups that are shown without ``--all``."""
@@ -90,6 +94,8 @@ def run_inspect(config: InspectConfig, console: Console) -> dict[str, Any]:
 
 def _analyse(config: InspectConfig) -> Inspected:
     """Build the network that the options name and analyse it."""
+    if (config.arch or "").startswith(HF_PREFIX):
+        return _analyse_pretrained(config)
     info = weights_info(config.weights) if config.weights else None
     arch = resolve_arch(config.arch, config.weights, info)
     dataset = named_dataset(config.dataset, config.weights, info)
@@ -104,6 +110,36 @@ def _analyse(config: InspectConfig) -> Inspected:
     assert graph is not None  # without a budget
     check_network(arch, graph)
     return Inspected(arch=arch, graph=graph)
+
+
+def _analyse_pretrained(config: InspectConfig) -> Inspected:
+    """Load a network of transformers and analyse it on inputs of its own kind."""
+    assert config.arch is not None
+    device = resolve_device(config.device)
+    model = load(config.arch).to(device)
+    inputs = {name: value.to(device) for name, value in example_of(model).items()}
+    graph = structure_of(model, inputs, config)
+    assert graph is not None  # without a budget
+    check_network(config.arch, graph)
+    return Inspected(arch=config.arch, graph=graph)
+
+
+def example_of(model: nn.Module) -> dict[str, Tensor]:
+    """Return what a network of transformers takes: a few tokens, or an image, as its config says.
+
+    Raises:
+        ModelError: it takes something else.
+    """
+    network: Any = model
+    name, config = network.main_input_name, network.config
+    if name == "input_ids":
+        return {name: torch.arange(NUM_TOKENS)[None] % config.get_text_config().vocab_size}
+    if name == "pixel_values" and isinstance(getattr(config, "image_size", None), int):
+        side, channels = config.image_size, getattr(config, "num_channels", 3)
+        generator = torch.Generator().manual_seed(0)
+        return {name: torch.randn(1, channels, side, side, generator=generator)}
+    msg = f"{type(model).__name__} takes {name}: use pg.analyse(model, example_inputs) in Python"
+    raise ModelError(msg)
 
 
 def _show_zeros(saved: MaskedNetwork, console: Console) -> dict[str, Any]:

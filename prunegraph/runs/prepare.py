@@ -16,7 +16,13 @@ from prunegraph.core.masks import ChannelMask
 from prunegraph.core.seeding import seeded
 from prunegraph.core.splits import Dataset
 from prunegraph.core.task import ExampleInputs, Task
-from prunegraph.core.user_code import as_one_line, find_factory, is_factory
+from prunegraph.core.user_code import (
+    TIMM_PREFIX,
+    TORCHVISION_PREFIX,
+    as_one_line,
+    find_factory,
+    is_factory,
+)
 from prunegraph.data import Images, from_images, load_dataset
 from prunegraph.graph import StructureGraph, analyse, copy_network, unwrap
 from prunegraph.graph.apply import apply_mask
@@ -27,6 +33,7 @@ from prunegraph.models import (
     check_arch,
     check_weights_file,
     load_weights,
+    published_weights,
     weights_info,
     within_config,
 )
@@ -196,6 +203,26 @@ def structure_of(
     return within_config(model, graph) if budget is not None and budget.uniform else graph
 
 
+def with_published_weights(config: NetworkConfig) -> NetworkConfig:
+    """Return the options with the weights that a library publishes for its network.
+
+    Those are of ImageNet; a network of other images, or one that is to be trained, gets none.
+
+    Raises:
+        ModelError: there is no such network, or its weights are not there.
+    """
+    if (
+        config.weights is not None
+        or config.pretrain_epochs is not None
+        or config.dataset != "imagenet"
+        or not (config.arch or "").startswith((TORCHVISION_PREFIX, TIMM_PREFIX))
+    ):
+        return config
+    assert config.arch is not None
+    check_arch(config.arch)
+    return dataclasses.replace(config, weights=published_weights(config.arch))
+
+
 def build_dense(info: PrunedInfo) -> nn.Module:
     """Build the dense network that a saved pruned one was cut from.
 
@@ -219,6 +246,7 @@ def load_classifier(config: NetworkConfig, budget: Budget | None = None) -> Targ
         PruneGraphError: something is missing, damaged, contradictory, or cannot be met.
     """
     device = resolve_device(config.device)
+    config = with_published_weights(config)
     info = weights_info(config.weights) if config.weights else None
     arch = resolve_arch(config.arch, config.weights, info)
     check_arch(arch)  # before images are downloaded

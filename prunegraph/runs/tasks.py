@@ -14,10 +14,11 @@ from prunegraph.core.budget import Budget
 from prunegraph.core.errors import ArtefactError, ConfigError, DataError, suggest
 from prunegraph.core.reading import checked
 from prunegraph.core.task import Task
+from prunegraph.core.user_code import HF_PREFIX
 from prunegraph.data.sentences import find_table
 from prunegraph.data.speech import SpeechData
 from prunegraph.graph import StructureGraph, copy_network
-from prunegraph.models import load_weights, weights_info
+from prunegraph.models import load_weights, pretrained_folder, weights_info
 from prunegraph.models.embedded_language import build_embedded, byte_tokenizer
 from prunegraph.models.recogniser import HEADS, Recogniser, build_recogniser
 from prunegraph.runs.options.config import CommonConfig, NetworkConfig, NetworksConfig
@@ -98,12 +99,23 @@ def load_target(config: NetworkConfig, budget: Budget | None = None) -> Target:
     Raises:
         PruneGraphError: something is missing, damaged, contradictory, or cannot be met.
     """
-    return _kind(config).load(config, budget)
+    return _kind(config).load(with_folder(config), budget)
+
+
+def with_folder(config: NetworkConfig) -> NetworkConfig:
+    """Return the options with the folder that ``--weights hf:FOLDER_OR_NAME`` stands for.
+
+    Raises:
+        ModelError: it is no folder, not in the cache of transformers, and cannot be fetched.
+    """
+    if not str(config.weights).startswith(HF_PREFIX):
+        return config
+    return dataclasses.replace(config, weights=pretrained_folder(str(config.weights)))
 
 
 def arch_of(config: NetworkConfig) -> str:
     """Return the name of the network that options ask for."""
-    return _kind(config).arch(config)
+    return _kind(config).arch(with_folder(config))
 
 
 def load_begun(run: CommonConfig, name: str, dense: Path, budget: Budget, **given: Any) -> Target:

@@ -28,8 +28,8 @@ class InspectConfig(NetworkConfig):
 
     Attributes:
         dataset: whose images the network takes; default: what the weights' JSON names, else
-            imagenet for torchvision:NAME and package.module:factory, digits for digits_resnet...,
-            cifar10 for the others.
+            imagenet for torchvision:NAME, timm:NAME and package.module:factory, digits for
+            digits_resnet..., cifar10 for the others. Of an --arch hf:FOLDER_OR_NAME its own.
         weights: weights file, for the data set that its JSON names; nothing is trained.
         num_classes: outputs of the network; default: the data set's.
         run: run folder of ``train`` or ``apply``: show what its pruned network keeps. It names the
