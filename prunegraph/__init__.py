@@ -21,9 +21,11 @@ if TYPE_CHECKING:
     from prunegraph.layerwise.recalibrate import recalibrate_bn
     from prunegraph.layerwise.reconstruct import Reconstruction
     from prunegraph.layerwise.sequential import LayerwiseReconstruction
+    from prunegraph.models import load
     from prunegraph.runs.pretrained import save_pretrained
-    from prunegraph.runs.prune import PruneResult, prune
-    from prunegraph.training.loop import finetune
+    from prunegraph.runs.prune import prune, scores
+    from prunegraph.runs.result import PruneResult
+    from prunegraph.training.loop import FinetuneConfig, finetune
     from prunegraph.training.slimmable import Subnets
 
 __version__ = "0.1.0"
@@ -32,6 +34,7 @@ __all__ = [
     "Budget",
     "ChannelMask",
     "Cost",
+    "FinetuneConfig",
     "LayerwiseReconstruction",
     "PruneGraphError",
     "PruneResult",
@@ -44,6 +47,7 @@ __all__ = [
     "apply_mask",
     "export",
     "finetune",
+    "load",
     "load_masked",
     "load_pruned",
     "methods",
@@ -52,6 +56,7 @@ __all__ = [
     "save_masked",
     "save_pretrained",
     "save_pruned",
+    "scores",
     "tasks",
     "to_semi_structured",
     "zero_mask",
@@ -88,12 +93,17 @@ _HOMES = {
     "prunegraph.layerwise.reconstruct": ("Reconstruction",),
     "prunegraph.layerwise.sequential": ("LayerwiseReconstruction",),
     "prunegraph.methods": ("methods",),
+    "prunegraph.models": ("load",),
     "prunegraph.runs.pretrained": ("save_pretrained",),
     "prunegraph.runs.prune": (
-        "PruneResult",
         "prune",
+        "scores",
     ),
-    "prunegraph.training.loop": ("finetune",),
+    "prunegraph.runs.result": ("PruneResult",),
+    "prunegraph.training.loop": (
+        "FinetuneConfig",
+        "finetune",
+    ),
     "prunegraph.tasks": ("tasks",),
     "prunegraph.training.slimmable": ("Subnets",),
 }

@@ -96,28 +96,63 @@ class DataConfig(CommonConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class NetworkConfig(DataConfig):
-    """Which network, and on which images.
+class StructureConfig(DataConfig):
+    """What can leave a network, and how one without weights is trained.
 
     Attributes:
-        arch: resnet20, vgg16_bn, digits_resnet, torchvision:NAME, package.module:factory, ...;
-            default: what the weights' JSON names, else digits_resnet.
-        weights: weights file (.safetensors, or .pt/.pth without pickled code); default: trained
-            first on digits, else what the factory returns.
+        exclude: modules whose weights keep their shapes: names, or globs as 'layer1.*'.
+        keep_at_least: MODULES=SHARE, as 'layer4.*=0.8': at least this share of the channels there,
+            those that are read too, stays.
         pretrain_epochs: epochs to train a network that has no weights; default: 40 on digits, 0 for
             package.module:factory, else none and weights are asked for.
         attention: what can leave it: a whole head, or a part of the width of all its heads.
     """
 
     section: ClassVar[str] = "what"
-    arch: str | None = None
-    weights: Path | None = None
+    exclude: Annotated[tuple[str, ...], Section("budget")] = ()
+    keep_at_least: Annotated[tuple[str, ...], Section("budget"), HIDDEN] = ()
     pretrain_epochs: Annotated[int | None, HIDDEN] = None
     attention: Annotated[AttentionUnit, HIDDEN] = "head"
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_at_least("pretrain_epochs", self.pretrain_epochs, 0)
+        self.least_shares()
+
+    def least_shares(self) -> dict[str, float]:
+        """Return the least share of channels by module.
+
+        Raises:
+            ConfigError: an entry is not MODULES=SHARE.
+        """
+        found = {}
+        for entry in self.keep_at_least:
+            modules, _, share = entry.rpartition("=")
+            try:
+                found[modules] = float(share)
+            except ValueError:
+                modules = ""
+            if not modules:
+                msg = f"keep_at_least holds {entry!r}, which is not MODULES=SHARE as 'layer4.*=0.8'"
+                raise ConfigError(msg)
+        return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetworkConfig(StructureConfig):
+    """Which network, and on which images.
+
+    Attributes:
+        arch: resnet20, vgg16_bn, digits_resnet, torchvision:NAME, timm:NAME,
+            package.module:factory, ...; default: what the weights' JSON names, else digits_resnet.
+        weights: weights file (.safetensors, or .pt/.pth without pickled code), or of networks of
+            transformers a folder or hf:NAME; default: trained first on digits, those that a library
+            publishes on imagenet, else what the factory returns.
+    """
+
+    section: ClassVar[str] = "what"
+    arch: str | None = None
+    weights: Path | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,26 +161,21 @@ class TaskNetworkConfig(TaskOptions, NetworkConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class NetworksConfig(DataConfig):
+class NetworksConfig(StructureConfig):
     """Which networks, on the same images.
 
     Attributes:
-        arch: one or more networks: resnet20, vgg16_bn, torchvision:NAME, package.module:factory;
-            default: what the weights' JSON names, else digits_resnet.
+        arch: one or more networks: resnet20, vgg16_bn, torchvision:NAME, timm:NAME,
+            package.module:factory; default: what the weights' JSON names, else digits_resnet.
         weights: one weights file a network, in the same order.
-        pretrain_epochs: epochs to train a network that has no weights.
-        attention: what can leave it: a whole head, or a part of the width of all its heads.
     """
 
     section: ClassVar[str] = "what"
     arch: tuple[str, ...] = ()
     weights: tuple[Path, ...] = ()
-    pretrain_epochs: Annotated[int | None, HIDDEN] = None
-    attention: Annotated[AttentionUnit, HIDDEN] = "head"
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_at_least("pretrain_epochs", self.pretrain_epochs, 0)
         if self.arch and self.weights and len(self.arch) != len(self.weights):
             msg = (
                 f"{len(self.arch)} networks but {len(self.weights)} weights files: "
