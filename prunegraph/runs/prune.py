@@ -256,6 +256,7 @@ def _in_steps(
         mask = joined(graph, mask, units, result.channels)
         ran += result.networks
     check_joined(graph, mask, now.model)
+    graph = problem.graph if len(limits) == 1 else graph  # with the times of its layers
     return _finished(way, task, graph, mask, limits[-1], replace(result, networks=ran), now.model)
 
 
