@@ -6,12 +6,15 @@ split, the mean over languages, with seeds as ± one standard deviation.
 
     python benchmarks/pathways.py --out DIR                       # the proxy: digits, no speech
     python benchmarks/pathways.py --out DIR --speech FOLDER --words 1 --dense-epochs 25 --epochs 5
+    python benchmarks/pathways.py --out DIR --speech FOLDER --whisper FOLDER --clips 120 50 \
+        --sparsity 0.7 --seeds 0 --epochs 2 --batch-size 16 --lr 1e-4 --every 6
     python benchmarks/pathways.py --out DIR --show [--collect FILE]  # of finished cells
 """
 
 import argparse
 import dataclasses
 import json
+import random
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -34,6 +37,7 @@ from prunegraph.models import WeightsInfo, load_weights, save_weights
 from prunegraph.runs.report.report import machine
 from prunegraph.runs.tasks import PROXY_RECIPE, SPEECH_RECIPE
 from prunegraph.tasks.speech_recognition import SpeechRecognition, speech_recognition
+from prunegraph.tasks.whisper import whisper_recognition
 from prunegraph.training.loop import finetune
 from prunegraph.training.masked import MaskPlan
 
@@ -83,12 +87,16 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--out", type=Path, required=True, help="folder of cells")
     parser.add_argument("--speech", type=Path, help="folder of recordings; default: the proxy")
+    parser.add_argument("--whisper", type=Path, help="folder; default: a small recogniser")
+    parser.add_argument("--clips", type=int, nargs=2, help="of a language: train, search and test")
     parser.add_argument("--words", type=int, default=1, help="most words of an utterance")
     parser.add_argument("--sparsity", type=float, nargs="+", default=[0.9])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--rows", nargs="+", default=list(ROWS), choices=list(ROWS))
     parser.add_argument("--epochs", type=int, default=8)
     parser.add_argument("--lr", type=float, default=2e-3)
+    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--every", type=int, default=20, help="steps between choices of masks")
     parser.add_argument("--emphasis", type=float, default=0.5)
     parser.add_argument("--dense-epochs", type=int, help="of the network before")
     parser.add_argument("--show", action="store_true", help="print the table of finished cells")
@@ -118,8 +126,13 @@ def main() -> None:
 
 
 def dense_task(options: argparse.Namespace, data: SpeechData, seed: int) -> SpeechRecognition:
-    """Return the task of the dense network of a seed, trained if it is not there."""
-    task = speech_recognition(data=data, seed=seed)
+    """Return the task of the dense network of a seed, trained if it is not there.
+
+    Whisper stays as it was published.
+    """
+    if options.whisper is not None:
+        return fewer(whisper_recognition(options.whisper, data), options.clips, seed)
+    task = fewer(speech_recognition(data=data, seed=seed), options.clips, seed)
     path = options.out / f"dense-{seed}.safetensors"
     recipe = PROXY_RECIPE if data.proxy else SPEECH_RECIPE
     recipe = dataclasses.replace(recipe, epochs=options.dense_epochs or recipe.epochs)
@@ -132,6 +145,27 @@ def dense_task(options: argparse.Namespace, data: SpeechData, seed: int) -> Spee
     return task
 
 
+def fewer(task: SpeechRecognition, clips: tuple[int, int] | None, seed: int) -> SpeechRecognition:
+    """Return the task with so many clips of each language, drawn by the seed."""
+    if clips is None:
+        return task
+    few, (train, scored) = random.Random(seed), clips
+    counts = {"train": train, "search": scored, "test": scored}
+    return dataclasses.replace(
+        task, **{name: drawn(getattr(task, name), count, few) for name, count in counts.items()}
+    )
+
+
+def drawn(split: Any, count: int, few: random.Random) -> Any:
+    """Return a split with at most so many clips of each language."""
+    own = split.source.groups[split.index]
+    chosen: list[int] = []
+    for number in own.unique():
+        places = (own == number).nonzero().flatten().tolist()
+        chosen += few.sample(places, min(count, len(places)))
+    return split.take(torch.tensor(sorted(chosen)))
+
+
 def measure(
     options: argparse.Namespace, task: SpeechRecognition, row: str, sparsity: float, seed: int
 ) -> None:
@@ -140,7 +174,8 @@ def measure(
     path = options.out / f"cell-{name}.json"
     if path.exists():
         return
-    given: dict[str, Any] = {"epochs": options.epochs, "lr": options.lr}
+    shared = ("epochs", "lr", "batch_size", "every")
+    given: dict[str, Any] = {name: getattr(options, name) for name in shared}
     if row.startswith("pathways") or "score" in row or "union" in row:
         given["emphasis"] = options.emphasis
     method: MaskedTraining = ROWS[row](**given)

@@ -24,6 +24,9 @@ from prunegraph.tasks.classification import compute_logits, evaluate
 RUN_IMAGES = "images_of_the_run"
 """What the JSON beside the dense network calls the fingerprint of the run's train data."""
 
+RUN_WEIGHTS = "weights_of_the_run"
+"""What it calls the digest of the weights that were given, before any training."""
+
 CHANCE_IMAGES, BARELY_TRAINED = 512, 1.5
 """Search images on which a network must beat chance by this factor, else a warning is due."""
 
@@ -62,12 +65,13 @@ def _check_begun(target: Target, config: NetworkConfig, path: Path, given: str) 
         path: of these weights.
         given: digest of the weights that are there now.
     """
-    info, begun = weights_info(path), parameter_digest(target.model)
+    info = weights_info(path)
+    begun = {} if info is None else info.extra
     images = target.task.train.fingerprint()
     what = None
-    if info is not None and info.extra.get(RUN_IMAGES) != images:
+    if info is not None and begun.get(RUN_IMAGES) != images:
         what = f"other data of {target.data_name}"
-    elif config.weights is not None and given != begun:
+    elif config.weights is not None and given != begun.get(RUN_WEIGHTS):
         what = f"other weights than {config.weights} holds now"
     if what is not None:
         msg = f"{path.parent} was begun with {what}: restore them, or give a new --out"
@@ -116,8 +120,8 @@ def ensure_dense(
         ConfigError: the run was begun with other weights or images.
     """
     path = folder.file(RunFolder.DENSE)
+    given = parameter_digest(target.model)
     if path.is_file():
-        given = parameter_digest(target.model)
         load_weights(target.model, path)
         _check_begun(target, config, path, given)
         return path
@@ -138,7 +142,7 @@ def ensure_dense(
         for of_other_images in (TRAIN_IMAGES, "image_size", "no_flip"):
             figures.pop(of_other_images, None)
     images = target.task.train.fingerprint()
-    figures[RUN_IMAGES] = images
+    figures |= {RUN_IMAGES: images, RUN_WEIGHTS: given}
     if target.pretraining is not None:
         figures |= {"epochs": target.pretraining.epochs, TRAIN_IMAGES: images}
     save_weights(target.model, path, weights_record(target.arch, target.dataset, config, figures))

@@ -17,8 +17,11 @@ from typing import Any
 import pytest
 
 from prunegraph.cli.main import main
+from prunegraph.models import WeightsInfo, save_weights
 from prunegraph.models.embedded_language import build_embedded, byte_tokenizer
 from prunegraph.models.pretrained import save_pretrained_layout
+from prunegraph.models.recogniser import PROXY_SIZES, build_recogniser
+from support.sentences import save_encoder, tiny_encoder, write_table
 
 KILLS = int(os.environ.get("PRUNEGRAPH_KILLS", "3"))
 KILLS_A_RUN = 3
@@ -84,6 +87,19 @@ def commands(
     more = ["pretrain", "--weights", str(weights), "--slimmable", "0.4", "--distill", "0.5"]
     clients = ["--clients", "3", "--rounds", "4", "--fedmap.every", "1", "--sparsity", "0.8"]
     clients += ["--fedmap.epochs", "1", "--fedmap.batch-size", "64"]
+    sentences = tmp_path_factory.mktemp("sentences")
+    save_encoder(sentences / "encoder", tiny_encoder(initializer_range=0.3))
+    write_table(sentences / "toy.tsv", train=64, search=32, dev=32)
+    drawn = ["--task", "text_classification", "--weights", str(sentences / "encoder")]
+    drawn += ["--data-dir", str(sentences), "--dataset", "toy", "--pretrain-epochs", "1"]
+    for option, value in ("candidates", 2), ("early", 1), ("steps", 2), ("batch-size", 16):
+        drawn += [f"--randomized.{option}", str(value)]
+    recogniser = tmp_path_factory.mktemp("speech") / "recogniser.safetensors"
+    fresh = build_recogniser(features=8, tokens=41, **PROXY_SIZES)
+    save_weights(fresh, recogniser, WeightsInfo(arch="recogniser"))
+    spoken = ["--task", "speech_recognition", "--weights", str(recogniser), "--sparsity", "0.5"]
+    spoken += ["--languages", "right", "up", "--pathways.epochs", "1", "--finetune-epochs", "1"]
+    blocks = [*language[:8], "--sparsity", "0.5", "--finetune-epochs", "0"]
     words = {
         "pretrain": ["pretrain", "--arch", "digits_resnet8_w4", "--epochs", "3"],
         "slimmable": [*more, "--epochs", "2"],
@@ -93,6 +109,9 @@ def commands(
         "compare": ["compare", *one, *methods, *search],
         "federation": ["prune", "fedmap", *clients, *small[:4], "--finetune-epochs", "0"],
         "language": ["prune", "agent", *language],
+        "blocks": ["prune", "thanos", *blocks],
+        "pathways": ["prune", "pathways", *spoken],
+        "randomized": ["prune", "randomized", *drawn, "--sparsity", "0.9"],
         "grid": ["compare", "--keep-macs", "0.6", "0.4", *one, "--no-agent", *methods[:3], *search],
     }
     return {name: [*those, "--threads", "1"] for name, those in words.items()}
@@ -124,10 +143,9 @@ def without_times(value: Any) -> Any:
     return value
 
 
-OTHERS = [
-    pytest.param(name, marks=pytest.mark.slow)
-    for name in ("slimmable", "adapt", "federation", "language", "grid")
-]
+SEARCHES = ("slimmable", "adapt", "language", "grid")
+SYSTEMS = ("federation", "blocks", "pathways", "randomized")
+OTHERS = [pytest.param(name, marks=pytest.mark.slow) for name in (*SEARCHES, *SYSTEMS)]
 
 
 @pytest.mark.parametrize("command", ["pretrain", "train", "apply", "compare", *OTHERS])
