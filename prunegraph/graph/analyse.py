@@ -29,7 +29,7 @@ from prunegraph.graph.proof.fixes import Fixes
 from prunegraph.graph.proof.inputs import filled, shortened, smaller_images
 from prunegraph.graph.proof.subjects import ERRORS, Forward, is_sound
 from prunegraph.graph.proof.trial import failing_frame
-from prunegraph.graph.rules.recurrent import resolve_recurrent
+from prunegraph.graph.rules.recurrent import resolve_recurrent, returned_state
 from prunegraph.graph.rules.shared.copied_heads import copies_for_heads, heads_of_copies
 from prunegraph.graph.rules.table import RULES
 from prunegraph.graph.trace.calls import tensors_in
@@ -134,6 +134,12 @@ def _check_arguments(model: object, attention: str) -> None:
         raise ModelError(msg)
     if isinstance(model, torch.jit.ScriptModule):
         msg = f"{type(model).__name__} is compiled: prune the network that it was scripted from"
+        raise ModelError(msg)
+    if isinstance(model, torch.fx.GraphModule) and "eval" in vars(model):
+        msg = (
+            f"{type(model).__name__} was made by torch.export, which fixes sizes and cannot be put "
+            "in eval mode: prune the network that it was exported from"
+        )
         raise ModelError(msg)
 
 
@@ -306,8 +312,9 @@ def _record(
         raise ModelError(msg) from error
     cause = FrozenOp(op="output", module="", reason=MODEL_OUTPUT)
     recorder.recording.outputs += map(recorder.labels_of, tensors_in(output))
-    for labels in recorder.recording.outputs:
-        recorder.store.freeze(labels, cause, expected=True)
+    for number, labels in enumerate(recorder.recording.outputs):
+        state = returned_state(recorder.recording, labels, model) if number else None
+        recorder.store.freeze(labels, state or cause, expected=state is None)
     recorder.recording.note_positions(tensors_in(output), cause)
     recorder.recording.resolve_parts_of_axes()
     recorder.recording.resolve_splits()

@@ -11,6 +11,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -49,12 +50,25 @@ Parts = list[tuple[Group, IntArray]]
 """Groups, each with the units of it to remove."""
 
 
+def _next_numbers(
+    own: list[int], removable: int, seen: Counter[tuple[int, int]], kind: tuple[int, int]
+) -> tuple[int, int]:
+    """Return how many units the next group of a kind loses in the first and the third round."""
+    while True:
+        later, now = divmod(seen[kind], len(own))
+        seen[kind] += 1
+        first, third = min(removable, own[now]), min(removable, own[later % len(own)])
+        if first % 2 or third % 2 or kind[0] % 2 or not removable:
+            return first, third
+
+
 def _parts(groups: list[Group], rng: np.random.Generator) -> list[tuple[IntArray, ...]]:
     """Return what each group loses in each round: its minimum always stays.
 
     1. A random part. Groups of one size lose numbers that differ here or in the third round, so
        that no two sizes agree by chance: the index among them, written to the base of how many
-       numbers there are, gives both. Where but one can go, that is one or none.
+       numbers there are, gives both. Where but one can go, that is one or none. An odd number
+       goes in some round, since a forward may ask for an even width.
     2. The others, because a channel that the forward names (``x[:, -1]``) shows only where it is
        removed. With the first round, each unit is removed once.
     3. The first channels: where the forward treats a share of them otherwise (``x[:, : c // 4]``),
@@ -75,9 +89,7 @@ def _parts(groups: list[Group], rng: np.random.Generator) -> list[tuple[IntArray
             choices = np.arange(max(1, round(0.2 * size)), max(1, round(0.7 * size)) + 1)
             numbers[kind] = [1, 0] if removable == 1 else rng.permutation(choices).tolist()
         own = numbers[kind]
-        later, now = divmod(seen[kind], len(own))
-        seen[kind] += 1
-        first, third = min(removable, own[now]), min(removable, own[later % len(own)])
+        first, third = _next_numbers(own, removable, seen, kind)
         in_order = np.sort(group.units)
         units = rng.permutation(group.units) if first else in_order
         last, same = in_order[size - removable :], in_order[most:]
@@ -115,10 +127,12 @@ def failing_frame(
 def _failed(network: nn.Module, error: BaseException, when: str = "") -> Failure:
     """Return that a pruned network's forward raised an error, and where."""
     frame = failing_frame(network, error)
-    return Failure(
-        reason=f"{when}the forward needs its full width: {first_line(error)}",
-        module=None if frame is None else frame[0],
-    )
+    reason = f"{when}the forward needs its full width: {first_line(error)}"
+    if frame is None:
+        return Failure(reason=reason)
+    path, line = frame
+    where = f"{path or type(network).__name__}, line {line.lineno} of {Path(line.filename).name}"
+    return Failure(reason=f"{reason} ({where}: {line.line})", module=path)
 
 
 def can_train(model: nn.Module, run: Forward) -> bool:
