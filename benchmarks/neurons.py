@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch.profiler import ProfilerActivity, profile
-from weights_cells import TEST, Setting, num_bytes
+from weights_cells import TEST, Setting, num_bytes, recover
 
 from prunegraph.core.budget import Budget
 from prunegraph.core.files import write_json
@@ -64,6 +64,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--share", type=float, default=0.533, help="of the neurons, that goes")
     parser.add_argument("--plan", nargs="+", choices=PLANS, default=["rounds"])
     parser.add_argument("--whole", action="store_true", help="score the whole test text, too")
+    parser.add_argument("--recover", type=int, metavar="EPOCHS", help="fine-tune each row, too")
+    parser.add_argument("--rank", type=int, default=8, help="of LoRA; 0 = train all weights")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--layers", type=int, nargs="+", default=[6, 12, 24, 30])
     return parser.parse_args()
@@ -116,7 +118,8 @@ def table(options: argparse.Namespace) -> None:
         words = words_of(method)
         path = options.out / f"{options.share}-{options.sequences}-{words}-{seed}.json"
         known = json.loads(path.read_text()) if path.is_file() else {}
-        if not known or (options.whole and "whole" not in known):
+        asked = {"whole": options.whole, "recovered": options.recover}
+        if not known or any(value and name not in known for name, value in asked.items()):
             task, problem = problem_of(options, seed, uniform=isinstance(method, MaskPrune))
             problem = replace(problem, folder=path.with_suffix(""))
             started = time.process_time()
@@ -128,12 +131,16 @@ def table(options: argparse.Namespace) -> None:
             found = {"perplexity": score(setting.windows(options.test)).value}
             if options.whole:
                 found["whole"] = score(setting.windows(options.test, whole=True)).value
+            if options.recover:
+                given = {"epochs": options.recover, "rank": options.rank, "seed": seed}
+                recover(task, result.model, **given, checkpoint=path.with_suffix(".checkpoint"))
+                found["recovered"] = score(setting.windows(options.test)).value
             known = {"method": words, "seed": seed, **result.details, **found}
             write_json(path, {**known, "cpu_seconds": seconds, "machine": machine()})
         found = json.loads(path.read_text())
         print(
             f"| {words} | seed {seed} | {found['perplexity']:.2f} | "
-            f"{found.get('whole', '')} | "
+            f"{found.get('whole', '')} | {found.get('recovered', '')} | "
             f"{found.get('allocation', '')} | {found['cpu_seconds']:.0f} s |",
             flush=True,
         )

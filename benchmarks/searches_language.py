@@ -5,7 +5,8 @@
 Budgets are shares of the parameters that are no embeddings. Each row is a file in OUT, with its
 perplexity as it is cut and as it is fitted at once. A killed run goes on: what searches have
 measured and the statistics of each seed lie in OUT, too. ``--whole`` adds the whole test text to
-rows that are there.
+rows that are there, ``--recover`` what a fine-tune makes of the fitted network, ``--speed`` tokens
+a CPU second, of the dense network too.
 """
 
 import argparse
@@ -20,7 +21,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from weights_cells import TEST, Setting
+from weights_cells import TEST, Setting, recover
 
 import prunegraph as pg
 from prunegraph.agent.method import AgentSearch
@@ -28,11 +29,13 @@ from prunegraph.core.files import write_bytes, write_json
 from prunegraph.core.masks import ChannelMask, pack_bits, unpack_bits
 from prunegraph.core.tensors import read_safetensors, to_safetensors
 from prunegraph.evaluation.log import OutcomeLog
-from prunegraph.graph import StructureGraph
+from prunegraph.graph import StructureGraph, copy_network
 from prunegraph.graph.apply import apply_mask
+from prunegraph.graph.depth import with_depth
 from prunegraph.methods.context import Context
 from prunegraph.methods.method import Problem
 from prunegraph.methods.registry import make_method
+from prunegraph.models.pretrained import load_pretrained
 from prunegraph.runs.report.report import machine
 from prunegraph.tasks.causal_lm import CausalLM
 
@@ -58,9 +61,13 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--searched", type=int, default=16, help="windows that masks are scored on")
     parser.add_argument("--keep", type=float, nargs="+", default=[0.8, 0.6])
     parser.add_argument("--methods", nargs="+", default=[*HEURISTICS, *SEARCHES])
+    parser.add_argument("--depth", action="store_true", help="sub-layers may leave wholly")
     parser.add_argument("--networks", type=int, default=60, help="of a search")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--whole", action="store_true", help="score the whole test text, too")
+    parser.add_argument("--recover", type=int, metavar="EPOCHS", help="fine-tune each row, too")
+    parser.add_argument("--rank", type=int, default=8, help="of LoRA; 0 = train all weights")
+    parser.add_argument("--speed", action="store_true", help="measure tokens a CPU second, too")
     return parser.parse_args()
 
 
@@ -109,7 +116,8 @@ class Seed:
         model, total = self.context.task.model, self.context.graph.dense_cost.params
         tables = {m.weight for m in model.modules() if isinstance(m, nn.Embedding)}
         embedded = sum(table.numel() for table in tables)
-        return pg.Budget(keep_params=(share * (total - embedded) + embedded) / total)
+        kept = (share * (total - embedded) + embedded) / total
+        return pg.Budget(keep_params=kept, depth=self.options.depth)
 
     def check(self) -> None:
         """Say before any work what a method cannot serve."""
@@ -165,13 +173,54 @@ class Seed:
         windows = self.setting.windows(self.options.test, whole=whole)
         return float(self.context.task.score(model, windows).value)
 
-    def measure(self, row: Row, name: str) -> float:
-        """Return one figure of a row on the test text."""
-        if name == "cut":
+    def measure(self, row: Row, name: str) -> float | dict[str, float]:
+        """Return a figure of a row: a perplexity on the test text, or speeds."""
+        if name in ("cut", "speed"):
             model = self.context.task.model
-            return self.score(apply_mask(model, self.context.graph, self.mask(row)))
+            cut = apply_mask(model, self.context.graph, self.mask(row))
+            return speeds(cut, self.options.window) if name == "speed" else self.score(cut)
         fitted = self.problem(row["keep"]).evaluator.prune(self.mask(row))
+        if name == "recovered":
+            recover(
+                self.context.task,
+                fitted,
+                epochs=self.options.recover,
+                rank=self.options.rank,
+                seed=self.seed,
+                checkpoint=self.options.out / f"{row['method']}.checkpoint".replace("/", "-"),
+            )
         return self.score(fitted, whole=name == "whole")
+
+
+def speeds(model: nn.Module, tokens: int) -> dict[str, float]:
+    """Return tokens a CPU second of one thread, the best of three, on random tokens.
+
+    Args:
+        model: a causal language model of transformers.
+        tokens: of the prompt that it reads, and, with its cache, a quarter of them that it writes.
+    """
+    found = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        network: Any = copy_network(model).to(dtype).eval()
+        prompt = torch.randint(0, network.config.vocab_size, (1, tokens))
+        new = tokens // 4
+        given = {"max_new_tokens": new, "min_new_tokens": new, "do_sample": False}
+        write = partial(network.generate, prompt[:, :8], pad_token_id=0, **given)
+        ways = {
+            "prefill": (tokens, partial(network, prompt, use_cache=True)),
+            "generation": (new, write),
+        }
+        for way, (count, run) in ways.items():
+            with torch.inference_mode():
+                seconds = min(_cpu_seconds(run) for _ in range(3))
+            found[f"{way}, {str(dtype).removeprefix('torch.')}"] = count / seconds
+    return found
+
+
+def _cpu_seconds(run: Callable[[], object]) -> float:
+    started = time.process_time()
+    run()
+    return time.process_time() - started
 
 
 def _tell(name: str, log: OutcomeLog, count: int) -> None:
@@ -188,7 +237,9 @@ def row(seed: Seed, name: str, share: float) -> Row:
     if not found:
         found = seed.choose(name, share, options.out / "searched" / path.name)
         write_json(path, found)
-    for figure in ("cut", "fitted", *(["whole"] if options.whole else [])):
+    asked = [figure for figure in ("whole", "speed") if getattr(options, figure)]
+    asked += ["recovered"] if options.recover else []
+    for figure in ("cut", "fitted", *asked):
         if figure not in found:
             found[figure] = seed.measure(found, figure)
             write_json(path, found)
@@ -204,9 +255,13 @@ def main() -> None:
 
     def analysed(task: CausalLM) -> StructureGraph:
         if not known:
-            known.append(pg.analyse(task.model, task.example_inputs))
+            graph, inputs = pg.analyse(task.model, task.example_inputs), task.example_inputs
+            known.append(with_depth(task.model, graph, inputs) if options.depth else graph)
         return known[0]
 
+    dense = options.out / "dense.json"
+    if options.speed and not dense.is_file():
+        write_json(dense, {"speed": speeds(load_pretrained(options.model), options.window)})
     for number in options.seeds:
         seed = Seed(options, number, analysed)
         seed.check()
@@ -217,7 +272,8 @@ def main() -> None:
                     f"| {name} | {share:g} | seed {number} | divergence "
                     f"{found['divergence']:.4f} | cut {found['cut']:.2f} | fitted "
                     f"{found['fitted']:.2f} | whole {found.get('whole', math.nan):.2f} | "
-                    f"{found['cpu_seconds']:.0f} s |",
+                    f"recovered {found.get('recovered', math.nan):.2f} | "
+                    f"{found['cpu_seconds']:.0f} s | {found.get('speed', '')} |",
                     flush=True,
                 )
 

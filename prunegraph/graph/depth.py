@@ -115,6 +115,16 @@ class _Branch:
     reads: str | None = None
 
 
+def _plain(module: nn.Module, but: str) -> tuple[tuple[str, object], ...]:
+    """Return a module's attributes that are plain values, but for one."""
+    plain = (bool, int, float, str, type(None))
+    return tuple(
+        (name, value)
+        for name, value in sorted(vars(module).items())
+        if isinstance(value, plain) and name != but
+    )
+
+
 def _common(names: set[str]) -> str:
     """Return the path of the smallest module that holds all parameters."""
     path = min(names)
@@ -140,7 +150,8 @@ class _Modules:
         branches: dict[int, list[OpNode]],
         run: Forward,
     ) -> None:
-        self.model, self.graph, self.readers = model, graph, branches
+        self.model, self.graph, self.readers = model, graph, dict(branches)
+        self.numbered = tuple(numbered(model))
         self.names = [name for name, _ in model.named_parameters(remove_duplicate=False)]
         self.branches: dict[str, _Branch] = {}
         for number, readers in branches.items():
@@ -156,11 +167,26 @@ class _Modules:
             if any(np.isin(each, units).any() for each in axes.values())
         }
         path = _common(own)
+        if self._differs(path):
+            del self.readers[number]
+            return
         biases = {f"{str(op.param).removesuffix('weight')}bias" for op in readers}
         others = set(self._under(path)) - own
         linear = all(op.kind == "linear" for op in readers)
         if path and linear and len(others) <= 1 and others <= biases:
             self.branches[path] = _Branch(number=number, bias=next(iter(others), None))
+
+    def _differs(self, path: str) -> bool:
+        """Return whether blocks are of several kinds, so that their numbers mean something.
+
+        A cache of keys and values has another layer for sliding windows, say.
+        """
+        for name, paths in self.numbered:
+            if any(f"{path}.".startswith(f"{own}.") for own in paths):
+                kinds = {_plain(self.model.get_submodule(own), name) for own in paths}
+                if len(kinds) > 1:
+                    return True
+        return False
 
     def _under(self, path: str) -> list[str]:
         return [name for name in self.names if name.startswith(f"{path}.")]
@@ -227,7 +253,7 @@ class _Modules:
             graph,
             groups=groups,
             leaving=tuple(leaving),
-            numbered=tuple(numbered(self.model)),
+            numbered=self.numbered,
             cost_model=CostModel(graph.num_units, terms),
             origin=graph.fingerprint(),
         )

@@ -22,7 +22,7 @@ from prunegraph.graph.module_sizes import is_self_attention
 from prunegraph.graph.trace.calls import WatchedCalls
 from prunegraph.layerwise.capture import Read, layer_inputs, readable_copy
 from prunegraph.layerwise.guard import REJECTED, Guard
-from prunegraph.layerwise.room import batch_size
+from prunegraph.layerwise.room import batch_size, warn_of_few, widest
 from prunegraph.layerwise.sampling import (
     LAYERS,
     input_axis,
@@ -168,6 +168,7 @@ class Reconstruction:
         if held_out is None:
             samples, held_out = _parted(samples)
         size = batch_size(task, graph, BATCH_SIZE)
+        warn_of_few(_num_tokens(samples) * len(samples), widest(graph))
 
         def send(batches: Callable[[], Iterable[Batch]], network: nn.Module) -> None:
             for batch in batches():
