@@ -23,7 +23,7 @@ from prunegraph.core.user_code import (
     find_factory,
     is_factory,
 )
-from prunegraph.data import Images, from_images, load_dataset
+from prunegraph.data import EMBEDDED, Images, from_images, load_dataset
 from prunegraph.graph import StructureGraph, analyse, copy_network, unwrap
 from prunegraph.graph.apply import apply_mask
 from prunegraph.graph.narrowing import narrow
@@ -122,7 +122,7 @@ def load_images(config: NetworkConfig | PretrainConfig, info: WeightsInfo | None
     name = named_dataset(config.dataset, config.weights, info) or DEFAULT_DATASET
     if is_factory(name):
         return custom_dataset(name, config, info)
-    if name == DEFAULT_DATASET and config.threads is None:
+    if name in EMBEDDED and config.threads is None:
         torch.set_num_threads(1)  # sharing such small work among threads only slows it down
     return load_dataset(
         name,
