@@ -33,6 +33,7 @@ from prunegraph.models import (
     check_arch,
     check_weights_file,
     load_weights,
+    published_info,
     published_weights,
     weights_info,
     within_config,
@@ -246,8 +247,10 @@ def load_classifier(config: NetworkConfig, budget: Budget | None = None) -> Targ
         PruneGraphError: something is missing, damaged, contradictory, or cannot be met.
     """
     device = resolve_device(config.device)
-    config = with_published_weights(config)
+    given, config = config, with_published_weights(config)
     info = weights_info(config.weights) if config.weights else None
+    if config is not given and config.arch is not None:
+        info = published_info(config.arch)
     arch = resolve_arch(config.arch, config.weights, info)
     check_arch(arch)  # before images are downloaded
     dataset = load_images(config, info)
