@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from prunegraph.runs.pretrained import save_pretrained
     from prunegraph.runs.prune import prune, scores
     from prunegraph.runs.result import PruneResult
+    from prunegraph.training.callbacks import lightning_callback, trainer_callback
     from prunegraph.training.loop import FinetuneConfig, finetune
     from prunegraph.training.slimmable import Subnets
 
@@ -47,6 +48,7 @@ __all__ = [
     "apply_mask",
     "export",
     "finetune",
+    "lightning_callback",
     "load",
     "load_masked",
     "load_pruned",
@@ -59,6 +61,7 @@ __all__ = [
     "scores",
     "tasks",
     "to_semi_structured",
+    "trainer_callback",
     "zero_mask",
 ]
 
@@ -100,6 +103,10 @@ _HOMES = {
         "scores",
     ),
     "prunegraph.runs.result": ("PruneResult",),
+    "prunegraph.training.callbacks": (
+        "lightning_callback",
+        "trainer_callback",
+    ),
     "prunegraph.training.loop": (
         "FinetuneConfig",
         "finetune",

@@ -19,7 +19,6 @@ from types import FrameType
 from typing import Any, NamedTuple
 
 from prunegraph.core.errors import ConfigError, PruneGraphError, first_line, suggest
-from prunegraph.core.ranks import num_ranks, speaks
 
 EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 130
@@ -175,7 +174,7 @@ def _signals_interrupt() -> Iterator[None]:
 
 
 def _fail(message: str, code: int) -> int:
-    if not speaks():
+    if not load("runs.parallel.ranks").speaks():
         return code
     sys.stdout.flush()
     line = "".join(letter if letter.isprintable() else "?" for letter in " ".join(message.split()))
@@ -205,7 +204,7 @@ def _dispatch(words: list[str]) -> None:
     config = load("runs.options.yaml_file").parse(load(COMMANDS[name].options), words[1:])
     if config is None:
         return
-    if num_ranks() > 1 and name not in TRAINING:
+    if load("runs.parallel.ranks").num_ranks() > 1 and name not in TRAINING:
         msg = f"`prunegraph {name}` trains nothing that ranks could share: leave torchrun away"
         raise ConfigError(msg)
     load("runs.parallel.torchrun").run_job(load(COMMANDS[name].job), config)

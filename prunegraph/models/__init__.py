@@ -2,7 +2,12 @@
 
 from prunegraph.models.build import KNOWN_MODELS, build_model, check_arch
 from prunegraph.models.configs import resized_network, within_config
-from prunegraph.models.library import load, pretrained_folder, published_weights
+from prunegraph.models.library import (
+    load,
+    pretrained_folder,
+    published_info,
+    published_weights,
+)
 from prunegraph.models.pretrained import (
     load_encoder,
     load_pretrained,
@@ -29,6 +34,7 @@ __all__ = [
     "load_tokenizer",
     "load_weights",
     "pretrained_folder",
+    "published_info",
     "published_weights",
     "resized_network",
     "save_pretrained_layout",

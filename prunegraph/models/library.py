@@ -17,7 +17,7 @@ from torch import nn
 from prunegraph.core.errors import ConfigError, ModelError, nearest, one_line
 from prunegraph.core.user_code import HF_PREFIX, TIMM_PREFIX, TORCHVISION_PREFIX
 from prunegraph.models.pretrained import load_pretrained, read_config, transformers
-from prunegraph.models.weights import load_weights
+from prunegraph.models.weights import WeightsInfo, load_weights
 
 NEEDED = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
 """Files of a repository that are fetched: weights, config, tokenizer."""
@@ -144,6 +144,20 @@ def published_weights(name: str) -> Path:
             ),
         )
     return path
+
+
+def published_info(name: str) -> WeightsInfo | None:
+    """Return how timm's published weights want their images; None = as all of ImageNet."""
+    if not name.startswith(TIMM_PREFIX):
+        return None
+    config = _timm().get_pretrained_cfg(name.removeprefix(TIMM_PREFIX))
+    return WeightsInfo(
+        arch=name,
+        dataset="imagenet",
+        mean=tuple(config.mean),
+        std=tuple(config.std),
+        extra={"image_size": config.input_size[1]},
+    )
 
 
 def repository(hub_name: str, name: str) -> Path:

@@ -38,6 +38,7 @@ from prunegraph.runs.report.plots import save_figure
 
 KNOWN_INPUTS: dict[str, tuple[tuple[int, int, int], int]] = {
     "digits": ((1, 8, 8), 10),
+    "clutter": ((1, 16, 16), 10),
     "cifar10": ((3, 32, 32), 10),
     "cifar100": ((3, 32, 32), 100),
     "imagenet": ((3, 224, 224), 1000),

@@ -23,7 +23,7 @@ from prunegraph.core.user_code import (
     find_factory,
     is_factory,
 )
-from prunegraph.data import Images, from_images, load_dataset
+from prunegraph.data import EMBEDDED, Images, from_images, load_dataset
 from prunegraph.graph import StructureGraph, analyse, copy_network, unwrap
 from prunegraph.graph.apply import apply_mask
 from prunegraph.graph.depth import with_depth
@@ -34,6 +34,7 @@ from prunegraph.models import (
     check_arch,
     check_weights_file,
     load_weights,
+    published_info,
     published_weights,
     weights_info,
     within_config,
@@ -123,7 +124,7 @@ def load_images(config: NetworkConfig | PretrainConfig, info: WeightsInfo | None
     name = named_dataset(config.dataset, config.weights, info) or DEFAULT_DATASET
     if is_factory(name):
         return custom_dataset(name, config, info)
-    if name == DEFAULT_DATASET and config.threads is None:
+    if name in EMBEDDED and config.threads is None:
         torch.set_num_threads(1)  # sharing such small work among threads only slows it down
     return load_dataset(
         name,
@@ -251,8 +252,10 @@ def load_classifier(config: NetworkConfig, budget: Budget | None = None) -> Targ
         PruneGraphError: something is missing, damaged, contradictory, or cannot be met.
     """
     device = resolve_device(config.device)
-    config = with_published_weights(config)
+    given, config = config, with_published_weights(config)
     info = weights_info(config.weights) if config.weights else None
+    if config is not given and config.arch is not None:
+        info = published_info(config.arch)
     arch = resolve_arch(config.arch, config.weights, info)
     check_arch(arch)  # before images are downloaded
     dataset = load_images(config, info)

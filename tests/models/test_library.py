@@ -11,7 +11,7 @@ from torch import nn
 import prunegraph as pg
 from prunegraph.cli.main import main
 from prunegraph.core.errors import ModelError
-from prunegraph.models import build_model, published_weights
+from prunegraph.models import build_model, published_info, published_weights
 from prunegraph.models.library import repository
 
 SMALL = "torchvision:shufflenet_v2_x0_5"
@@ -98,6 +98,15 @@ def test_weights_of_timm_come_from_the_cache_of_the_hub(
     model = pg.load("timm:resnet10t")
     assert torch.equal(model.fc.weight, dense.fc.weight)
     assert published_weights("timm:resnet10t") == snapshot / "model.safetensors"
+
+
+def test_weights_of_timm_say_how_they_want_their_images() -> None:
+    pytest.importorskip("timm")
+    info = published_info("timm:vit_tiny_patch16_224")
+    assert info is not None
+    assert (info.mean, info.std) == ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+    assert info.extra == {"image_size": 224}
+    assert published_info(SMALL) is None
 
 
 @pytest.mark.parametrize("name", ["timm:resnet10t", "timm:vit_tiny_patch16_224"])

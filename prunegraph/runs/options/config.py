@@ -39,8 +39,8 @@ class CommonConfig:
 
     Attributes:
         device: where networks run: auto (cuda if there is one), cpu, cuda, cuda:0, ...
-        threads: CPU threads; default: one a core, at most OMP_NUM_THREADS; one for digits, whose
-            networks are tiny.
+        threads: CPU threads; default: one a core, at most OMP_NUM_THREADS; one for digits and
+            clutter, whose networks are tiny.
         seed: seed of everything random.
         config: YAML file with options; those on the command line come first.
         json: print the result as JSON on standard output, and progress on standard error.
@@ -68,8 +68,9 @@ class DataConfig(CommonConfig):
     """Which images.
 
     Attributes:
-        dataset: digits, cifar10, cifar100, imagenet, folder, or package.module:function, your own;
-            default: what the weights' JSON names, else digits.
+        dataset: digits; clutter, digits among pieces of others; cifar10, cifar100, imagenet,
+            folder, or package.module:function, your own; default: what the weights' JSON names,
+            else digits.
         data_dir: folder or tar that holds the data set.
         image_size: side to which images are scaled; default: what the weights' JSON names, else the
             data set's own.

@@ -49,7 +49,7 @@ EXAMPLES = {
     "compare": (
         "--weights resnet20.safetensors --keep-macs 0.5",
         "--no-agent --methods heuristics cem --weights vgg.safetensors --keep-macs 0.3",
-        "--arch resnet20 resnet32 --weights 20.safetensors 32.safetensors --seeds 5",
+        "--methods l1/uniform cem --weights vgg.safetensors --max-memory 200000 --seeds 5",
     ),
     "inspect": (
         "--arch torchvision:resnet50",

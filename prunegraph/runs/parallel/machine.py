@@ -7,7 +7,7 @@ import joblib
 import torch
 
 from prunegraph.core.errors import ConfigError, first_line
-from prunegraph.core.ranks import num_ranks
+from prunegraph.runs.parallel.ranks import num_ranks
 
 NO_MEMORY = ("allocate memory", "not enough memory", "bad_alloc", "create a primitive")
 """How torch and its libraries say that the CPU's memory has run out; the last is oneDNN's way."""

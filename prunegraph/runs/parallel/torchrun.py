@@ -19,7 +19,6 @@ from torch.utils._pytree import tree_map
 
 from prunegraph.core.console import Console
 from prunegraph.core.errors import ConfigError, PruneGraphError
-from prunegraph.core.ranks import num_ranks
 from prunegraph.core.splits import SearchSplit
 from prunegraph.core.task import Task
 from prunegraph.core.weight_mask import WeightMask
@@ -30,6 +29,7 @@ from prunegraph.runs.parallel.machine import (
     keep_freed_memory,
     resolve_device,
 )
+from prunegraph.runs.parallel.ranks import num_ranks
 from prunegraph.training.distributed import Ranks, current_ranks
 from prunegraph.training.loop import FinetuneConfig, finetune
 from prunegraph.training.masked import MaskPlan

@@ -367,7 +367,11 @@ VERDICTS = {
 def verdict_line(content: Mapping[str, Any]) -> str:
     """Return a report's verdict in words; the reason alone, which says so, if there is none."""
     verdict, reason = content["verdict"], str(content["verdict_reason"])
-    return reason if verdict is None else f"verdict: {VERDICTS[verdict]} ({verdict}: {reason})"
+    return (
+        reason
+        if verdict is None
+        else f"verdict: {VERDICTS.get(verdict, verdict)} ({verdict}: {reason})"
+    )
 
 
 def _paired(ours: dict[int, float], theirs: dict[int, float]) -> list[float]:

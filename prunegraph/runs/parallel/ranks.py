@@ -1,4 +1,4 @@
-"""The processes that ``torchrun`` has started, read from the environment; nothing is loaded."""
+"""The processes that ``torchrun`` started beside this one; known before torch is loaded."""
 
 import os
 from collections.abc import Mapping
