@@ -27,8 +27,7 @@ import prunegraph as pg
 from prunegraph.agent.method import AgentSearch
 from prunegraph.core.files import write_bytes, write_json
 from prunegraph.core.masks import ChannelMask, pack_bits, unpack_bits
-from prunegraph.core.reading import read_safetensors
-from prunegraph.core.tensors import to_safetensors
+from prunegraph.core.tensors import read_safetensors, to_safetensors
 from prunegraph.evaluation.log import OutcomeLog
 from prunegraph.graph import StructureGraph, copy_network
 from prunegraph.graph.apply import apply_mask

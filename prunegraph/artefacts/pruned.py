@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from prunegraph.core.errors import ArtefactError, ConfigError, MaskError, one_line
 from prunegraph.core.files import file_digest, write_bytes, write_json
 from prunegraph.core.masks import ChannelMask, pack_bits, unpack_bits
-from prunegraph.core.reading import checked, read_json, read_safetensors
+from prunegraph.core.reading import checked, read_json
 from prunegraph.core.seeding import seeded
-from prunegraph.core.tensors import load_state, state_tensors, to_safetensors
+from prunegraph.core.tensors import load_state, read_safetensors, state_tensors, to_safetensors
 from prunegraph.graph import AttentionUnit, ExampleInputs, StructureGraph, analyse, unwrap
 from prunegraph.graph.apply import apply_mask
 from prunegraph.graph.depth import with_depth

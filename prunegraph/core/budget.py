@@ -7,6 +7,9 @@ from typing import Any, Literal
 from prunegraph.core.errors import BudgetError
 from prunegraph.core.pattern import Pattern
 
+AttentionUnit = Literal["head", "width"]
+"""What can leave an attention: a whole head, or a part of the width of all."""
+
 SHAPES = frozenset({"round_to", "uniform", "depth"})
 """Names of what rules over the widths, and is no limit by itself."""
 

@@ -34,6 +34,17 @@ QUICK_CALIBRATION = 512
 """Samples that recalibrate a network that a search scores: more rank masks no better."""
 
 
+def metric_of(task: Task, wanted: Metric) -> Metric:
+    """Return what networks of a task are compared by, if it does not have what is wanted.
+
+    Without search samples that is the score; where there are no classes, of which the right one has
+    a probability, it is the divergence.
+    """
+    if task.search is None:
+        return "accuracy"
+    return "kl" if wanted == "soft_accuracy" and task.score_name != "accuracy" else wanted
+
+
 class Evaluator:
     """Scores masks: surgery, reconstruction, batch-norm recalibration, the task's score.
 

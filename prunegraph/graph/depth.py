@@ -21,7 +21,8 @@ from prunegraph.graph.costs.macs import CostModel
 from prunegraph.graph.features import in_stream
 from prunegraph.graph.graph import OpNode, StructureGraph
 from prunegraph.graph.proof.outputs import difference_of
-from prunegraph.graph.proof.trial import ROUGH, Forward, failure_of
+from prunegraph.graph.proof.subjects import Forward
+from prunegraph.graph.proof.trial import ROUGH, failure_of
 from prunegraph.graph.surgery import apply_mask, zero_mask
 from prunegraph.graph.trace.calls import tensors_in
 

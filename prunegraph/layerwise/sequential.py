@@ -15,6 +15,7 @@ from prunegraph.core.splits import Batch, ReadyBatches, TrainSplit
 from prunegraph.graph import StructureGraph, copy_network, evaluation_mode
 from prunegraph.graph.analyse import repeatable
 from prunegraph.graph.module_sizes import slim_all_attentions
+from prunegraph.graph.slim_attention import is_dense_attention
 from prunegraph.layerwise.capture import LinearCalls, Read, layer_inputs
 from prunegraph.layerwise.chain import Chain, find_chain, run_first
 from prunegraph.layerwise.order import hooked
@@ -175,8 +176,10 @@ class LayerwiseReconstruction(Reconstruction):
 
     def _fit_all(self, pruned: nn.Module, mask: ChannelMask) -> None:
         """Fit the layers in the order in which they run, the others on the dense network."""
-        shared = {id(item): item for item in (*pruned.parameters(), *pruned.buffers())}
-        network = slim_all_attentions(copy_network(pruned, shared))
+        network = pruned
+        if any(map(is_dense_attention, pruned.modules())):
+            shared = {id(item): item for item in (*pruned.parameters(), *pruned.buffers())}
+            network = slim_all_attentions(copy_network(pruned, shared))
         if self._chain is None:
             self._fit_others(pruned, mask)
             self._fit_running(network, pruned, mask, partial(self._send, network))
