@@ -249,6 +249,8 @@ def _in_steps(
             left = narrow_alike(graph, left, units)
             limit = of_what_is_left(limit, graph, left)
         problem, result = _chosen(way, now, left, limit, folder)
+        if step == 1:
+            graph = problem.graph  # with a prediction of its latency, if it was asked for
         now = with_model(task, _network(way, problem, result))
         mask = joined(graph, mask, units, result.channels)
         ran += result.networks
