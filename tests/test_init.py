@@ -28,8 +28,8 @@ def test_every_public_name_is_there(name: str) -> None:
 @pytest.mark.parametrize(
     ("command", "loaded"),
     [
-        ("prunegraph train --help", "torch"),
-        ("train_agent --help", "torch"),
+        ("prunegraph train --help", "tyro"),
+        ("train_agent --help", "tyro"),
         ("prunegraph inspect", "matplotlib"),
         ("prunegraph verify nowhere", "torch_geometric"),
     ],
@@ -46,6 +46,17 @@ def test_ctrl_c_while_loading_gives_one_line(command: str, loaded: str) -> None:
     assert process.returncode == 130
     assert "Traceback" not in rest
     assert "prunegraph: interrupted" in rest
+
+
+@pytest.mark.parametrize("words", [["tain"], ["train", "--help"], ["compare", "--mehtods"]])
+def test_help_and_mistakes_load_no_torch(words: list[str]) -> None:
+    code = (
+        "import sys, contextlib, io\nfrom prunegraph.__main__ import main\n"
+        f"with contextlib.redirect_stdout(io.StringIO()): main({words})\n"
+        "print([m for m in ('torch', 'stable_baselines3') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
 
 
 def test_commands_that_search_nothing_load_no_agent() -> None:

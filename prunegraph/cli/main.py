@@ -1,8 +1,8 @@
 """The command line: ``prunegraph COMMAND [options]``.
 
 Exits with 0 on success, 2 with one line on standard error on bad input, 130 on Ctrl-C and
-SIGTERM. Each module is loaded when it is needed: the overview waits for nothing, help and
-mistakes for no more than torch.
+SIGTERM. Each module is loaded when it is needed: help and mistakes wait for the options alone, not
+for torch.
 """
 
 import contextlib
@@ -79,8 +79,8 @@ COMMANDS = {
     ),
     "compare": Command(
         "compare with every baseline, fine-tuned",
-        "runs.options.compare:ComparisonsConfig",
-        "runs.comparisons:run_comparisons",
+        "runs.options.compare:CompareConfig",
+        "runs.runner:run_plan",
     ),
     "inspect": Command(
         "print groups, costs, and what is frozen",
@@ -95,7 +95,7 @@ COMMANDS = {
     "verify": Command(
         "check every figure of a run from its files",
         "runs.options.tools:VerifyConfig",
-        "runs.verify.summary:run_verify",
+        "runs.verify.run:verify_run",
     ),
 }
 

@@ -16,6 +16,9 @@ from prunegraph.core.seeding import seeded
 
 WEIGHTS, INDEX, CONFIG = "model.safetensors", "model.safetensors.index.json", "config.json"
 
+ADAPTER = "adapter_config.json"
+"""What peft writes in place of a config."""
+
 VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
 """A tokenizer's folder holds at least one of them."""
 
@@ -140,6 +143,12 @@ def read_config(folder: Path) -> dict[str, Any]:
     """
     if not folder.is_dir():
         msg = f"there is no folder {folder}: give one that save_pretrained has written"
+        raise ModelError(msg)
+    if (folder / ADAPTER).is_file() and not (folder / CONFIG).is_file():
+        msg = (
+            f"{folder} holds adapters (LoRA) and no whole network: merge them into the dense one, "
+            "with merge_and_unload() of peft, and give the folder of that"
+        )
         raise ModelError(msg)
     try:
         config = json.loads(read_text(folder / CONFIG))  # some hold Infinity

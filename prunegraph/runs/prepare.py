@@ -26,6 +26,7 @@ from prunegraph.core.user_code import (
 from prunegraph.data import EMBEDDED, Images, from_images, load_dataset
 from prunegraph.graph import StructureGraph, analyse, copy_network, unwrap
 from prunegraph.graph.apply import apply_mask
+from prunegraph.graph.depth import with_depth
 from prunegraph.graph.narrowing import narrow
 from prunegraph.models import (
     WeightsInfo,
@@ -201,7 +202,11 @@ def structure_of(
         return None
     graph = analyse(model, example_inputs, attention=config.attention)
     graph = narrow(graph, config.exclude, config.least_shares())
-    return within_config(model, graph) if budget is not None and budget.uniform else graph
+    if budget is not None and budget.uniform:
+        graph = within_config(model, graph)
+    if budget is not None and budget.depth:
+        graph = with_depth(model, graph, example_inputs)
+    return graph
 
 
 def with_published_weights(config: NetworkConfig) -> NetworkConfig:

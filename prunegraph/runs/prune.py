@@ -25,6 +25,7 @@ from prunegraph.evaluation.log import OutcomeLog
 from prunegraph.graph import AttentionUnit, StructureGraph, analyse, unwrap
 from prunegraph.graph.apply import unequal
 from prunegraph.graph.costs.latency_budget import TOLERANCE
+from prunegraph.graph.depth import with_depth
 from prunegraph.graph.narrowing import narrow
 from prunegraph.layerwise.recalibrate import recalibrate_on
 from prunegraph.layerwise.reconstruct import Reconstruction, drawn_samples
@@ -162,6 +163,8 @@ def prune(
         )
         if budget.uniform:
             graph = within_config(task.model, graph)
+        if budget.depth:
+            graph = with_depth(task.model, graph, task.example_inputs)
         way = _Way(
             method=chosen,
             networks=networks,
@@ -255,6 +258,7 @@ def _in_steps(
         mask = joined(graph, mask, units, result.channels)
         ran += result.networks
     check_joined(graph, mask, now.model)
+    graph = problem.graph if len(limits) == 1 else graph  # with the times of its layers
     return _finished(way, task, graph, mask, limits[-1], replace(result, networks=ran), now.model)
 
 
@@ -272,8 +276,7 @@ def _chosen(
         metric=_metric(chosen),
         subset_size=_subset(chosen),
     )
-    untimed = context.problem(budget.without_latency(), max_networks=way.networks)
-    chosen.check(replace(untimed, budget=budget))
+    chosen.check(context.untimed_problem(budget, way.networks))
     logs: list[OutcomeLog] = []
     if checkpoint is not None:
         identity = _identity(way, task, graph, budget)

@@ -18,7 +18,7 @@ from prunegraph.core.masks import ChannelMask
 from prunegraph.core.splits import TrainSplit
 from prunegraph.graph.features import rank_in_group
 from prunegraph.layerwise import sequential
-from prunegraph.methods.registry import SEARCHES, TORCH_PRUNING, heuristics
+from prunegraph.methods.registry import SEARCHES, heuristics, torch_pruning
 from prunegraph.runs import finetune as finish
 from prunegraph.runs.conclude import _finetuned_mean
 from prunegraph.runs.context import RunContext
@@ -87,7 +87,7 @@ def test_search_images_are_trained_on_only_if_asked_for(
     place = Workplace(contexts=[context], folders=[folder], console=console)
     for name, mask in (
         ("dense", None),
-        ("l1", context.project(context.measures.statistics["l1"], context.budget)),
+        ("l1", context.measures.problem(context.budget).project(context.measures.statistics["l1"])),
     ):
         finish.finetune_job(place, 0, mask, name, "fine-tune", 0)
     dataset = context.target.dataset
@@ -109,11 +109,11 @@ def test_networks_are_reconstructed_layer_by_layer_or_all_layers_at_once(weights
         for asked in (False, True)
     ]
     scores = rank_in_group(target.graph, contexts[0].measures.statistics["l1"]).astype(np.float32)
-    mask = contexts[0].project(scores, options.budget())
+    mask = contexts[0].measures.problem(options.budget()).project(scores)
     losses = [context.final_evaluator.evaluate(mask).loss for context in contexts]
     assert losses[1] < losses[0]
     everything = torch.arange(len(target.dataset.search))  # as a search of few images asks
-    evaluators = [context.evaluator() for context in contexts]
+    evaluators = [context.measures.evaluator() for context in contexts]
     searched = [evaluator.evaluate(mask, everything).loss for evaluator in evaluators]
     assert losses[1] < searched[1] < searched[0] == losses[0]  # fitted on fewer images
     assert [evaluator.is_cached(mask) for evaluator in evaluators] == [True, False]
@@ -225,9 +225,9 @@ def test_methods_are_named_alone_or_together() -> None:
     names = make_plan(CompareConfig(methods=("cem", "heuristics", "l1/uniform"))).methods
     assert names == ("agent", "cem", *heuristics())
     chosen = make_plan(CompareConfig(methods=("torch_pruning",))).methods
-    assert chosen == ("agent", *TORCH_PRUNING)
+    assert chosen == ("agent", *torch_pruning())
     everything = make_plan(CompareConfig()).methods
-    assert set(everything) == {"agent", *heuristics(), *SEARCHES, "sampler"}
+    assert set(everything) == {"agent", *heuristics(), *SEARCHES}
 
 
 def test_no_cell_is_trained_and_no_mask_measured_again(
@@ -259,8 +259,8 @@ def test_a_mask_is_measured_once_on_each_machine(
 ) -> None:
     options = CompareConfig(weights=weights, calibration_images=64)
     context = RunContext(target=load_target(options, options.budget()), options=options, seed=0)
-    mask = context.project(
-        np.arange(context.target.graph.num_units, dtype=np.float32), context.budget
+    mask = context.measures.problem(context.budget).project(
+        np.arange(context.target.graph.num_units, dtype=np.float32)
     )
     folder, pruned = RunFolder(path=tmp_path), []
     prune = RunContext.recalibrated_test_accuracy
@@ -290,7 +290,9 @@ def test_what_other_processes_measured_is_measured_anew_before_a_choice(
     options = CompareConfig(weights=weights, calibration_images=64)
     context = RunContext(target=load_target(options, options.budget()), options=options, seed=0)
     graph = context.target.graph
-    mask = context.project(np.arange(graph.num_units, dtype=np.float32), context.budget)
+    mask = context.measures.problem(context.budget).project(
+        np.arange(graph.num_units, dtype=np.float32)
+    )
     accuracy = context.final_evaluator.evaluate(mask).accuracy
     store = CandidateStore(tmp_path / "candidates.json", graph)
     other = accuracy + 1 / 269  # with other threads one image more was right

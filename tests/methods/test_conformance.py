@@ -10,7 +10,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from prunegraph.agent.method import AgentSearch
 from prunegraph.core.budget import Budget
 from prunegraph.core.splits import SearchSplit, TrainSplit
 from prunegraph.core.task import Task
@@ -18,16 +17,16 @@ from prunegraph.data import load_dataset
 from prunegraph.graph import analyse
 from prunegraph.methods.allocation import ALLOCATIONS
 from prunegraph.methods.context import Context
+from prunegraph.methods.controls import WidthsControl
 from prunegraph.methods.criteria.registry import CRITERIA
 from prunegraph.methods.custom import CustomMethod
 from prunegraph.methods.maskprune.method import MaskPrune
 from prunegraph.methods.method import Method, Problem, Result
 from prunegraph.methods.registry import (
-    METHODS,
-    TORCH_PRUNING,
-    control_widths,
     heuristics,
     make_method,
+    method_names,
+    torch_pruning,
 )
 from prunegraph.testing import MethodConformance
 from support.tasks import image_task, language_task
@@ -50,7 +49,7 @@ ROWS: Mapping[str, tuple[str, ...]] = {
     "prior": TASKS,
     "maskprune": TASKS,
     "struprune": ("language model",),
-    **dict.fromkeys(TORCH_PRUNING, ("cnn",)),
+    **dict.fromkeys(torch_pruning(), ("cnn",)),
     **dict.fromkeys(heuristics(), ("cnn",)),
     **dict.fromkeys((f"{criterion}/uniform" for criterion in CRITERIA), TASKS),
     **dict.fromkeys((f"taylor/{allocation}" for allocation in ALLOCATIONS), TASKS),
@@ -131,7 +130,7 @@ class TestMethods(OnToys):
     def _choose(self, request: pytest.FixtureRequest) -> None:
         self.chosen, self.task = request.param
         self.max_networks = NETWORKS.get(self.chosen, self.max_networks)
-        if self.chosen in TORCH_PRUNING:
+        if self.chosen in torch_pruning():
             pytest.importorskip("torch_pruning")
 
     def make_method(self) -> Method:
@@ -147,9 +146,8 @@ class TestAppliedPolicy(OnToys):
 
 
 def test_every_registered_method_has_a_row() -> None:
-    weights = {name for name in METHODS if make_method(name).kind == "weights"}
-    assert {*ROWS} == {*METHODS} - weights
-    assert METHODS["agent"] is AgentSearch  # which registers itself
+    weights = {name for name in method_names() if make_method(name).kind == "weights"}
+    assert {*ROWS} == {*method_names()} - weights
 
 
 class TestGivenWidths(OnToys):
@@ -160,7 +158,7 @@ class TestGivenWidths(OnToys):
     def make_method(self) -> Method:
         problem = self.make_problem(0, 0)
         mask = make_method("taylor/per_mac").prune(problem).channels
-        return control_widths(self.criterion, problem.graph.group_widths(mask))
+        return WidthsControl(self.criterion, problem.graph.group_widths(mask))
 
 
 class KeepFirst:

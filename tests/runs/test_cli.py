@@ -14,7 +14,7 @@ from prunegraph.cli import main as cli
 from prunegraph.core.errors import ConfigError
 from prunegraph.runs import inspect
 from prunegraph.runs.options import yaml_file as options
-from prunegraph.runs.options.compare import ComparisonsConfig
+from prunegraph.runs.options.compare import CompareConfig
 from prunegraph.runs.options.config import PretrainConfig, TrainConfig
 from prunegraph.runs.options.help import SECTIONS
 from prunegraph.runs.options.tools import InspectConfig, VerifyConfig
@@ -203,8 +203,8 @@ def test_a_switch_may_repeat_or_turn_what_the_file_of_options_says(
     path = tmp_path / "options.yaml"
     path.write_text("reconstruct: false\nagent:\n  update-size: 8\n")
     words = ["--config", str(path), word, "--agent.swaps", "3"]
-    config = options.parse(ComparisonsConfig, words)
-    assert isinstance(config, ComparisonsConfig)
+    config = options.parse(CompareConfig, words)
+    assert isinstance(config, CompareConfig)
     assert config.reconstruct == (word == "--reconstruct")
     assert config.agent == AgentOptions(update_size=8, swaps=3)
 

@@ -15,14 +15,14 @@ from typing import Annotated, ClassVar, Literal
 import tyro
 
 from prunegraph.agent.options import AgentOptions
-from prunegraph.core.budget import Budget
+from prunegraph.core.budget import AttentionUnit, Budget
 from prunegraph.core.errors import ConfigError
 from prunegraph.core.reading import MAX_IMAGE_SIZE
-from prunegraph.graph import AttentionUnit
 from prunegraph.rewards.config import check_range
 from prunegraph.runs.options.checks import check_at_least, check_at_most, check_usable
 from prunegraph.runs.options.help import HIDDEN, Section
 from prunegraph.runs.options.tasks import TaskOptions
+from prunegraph.training.lora import peft_library
 
 MAX_SEED = 2**32 - 10_000
 """The largest seed: numpy takes 32 bits, and runs count on from it."""
@@ -220,15 +220,18 @@ class BudgetOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RecipeOptions:
-    """In which widths, and how to fine-tune.
+class PruningOptions(BudgetOptions):
+    """How small, in which widths, and how to fine-tune.
 
     Attributes:
         round_to: keep a multiple of this many channels (8, 16) in every group, within the budget.
         uniform: the same width for every layer of a kind, as one config can hold (from_pretrained).
+        depth: whole sub-layers of residual blocks may leave too, an attention or an MLP.
         finetune_epochs: epochs of the fine-tune, the same for every network that gets one; default:
             40 on digits, none for language models, else 10.
         finetune_lr: peak learning rate of the fine-tune; default: 0.05, of language models 0.0001.
+        finetune_lora: rank of LoRA matrices that the fine-tune trains in place of all weights
+            (needs peft); they are merged at its end.
         batch_size: samples a step of the fine-tune; default: 128, of language models 8.
         finetune_on_search: fine-tune on the search images too, when every choice has been made, as
             tables do whose networks train on all training images.
@@ -249,8 +252,10 @@ class RecipeOptions:
     section: ClassVar[str] = "fine-tune"
     round_to: Annotated[int | None, Section("budget")] = None
     uniform: Annotated[bool, HIDDEN] = False
+    depth: Annotated[bool, HIDDEN] = False
     finetune_epochs: int | None = None
     finetune_lr: Annotated[float | None, HIDDEN] = None
+    finetune_lora: Annotated[int | None, HIDDEN] = None
     batch_size: Annotated[int | None, HIDDEN] = None
     finetune_on_search: Annotated[bool, HIDDEN] = False
     distill: Annotated[float, HIDDEN] = 0.5
@@ -258,11 +263,6 @@ class RecipeOptions:
     reconstruct: Annotated[bool, HIDDEN] = True
     layer_by_layer: Annotated[bool, HIDDEN] = True
     workers: Annotated[int | None, Section("machine")] = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class PruningOptions(RecipeOptions, BudgetOptions):
-    """How small, and how to fine-tune."""
 
     def budget(self) -> Budget:
         """Return what may remain; half of the multiply-adds if nothing is asked."""
@@ -272,12 +272,18 @@ class PruningOptions(RecipeOptions, BudgetOptions):
             asked |= {"sparsity": self.sparsity, "pattern": self.pattern}
         if all(value is None for value in asked.values()):
             asked["keep_macs"] = DEFAULT_KEEP_MACS
-        return Budget(**asked, round_to=self.round_to, uniform=self.uniform)
+        return Budget(**asked, round_to=self.round_to, uniform=self.uniform, depth=self.depth)
 
     def check(self) -> None:
         """Raise ConfigError or BudgetError for a value out of range."""
-        self.budget()
+        kind = self.budget().kind
         check_at_least("finetune_epochs", self.finetune_epochs, 0)
+        check_at_least("finetune_lora", self.finetune_lora, 1)
+        if self.finetune_lora is not None:
+            peft_library()  # told before any work
+            if kind == "weights":
+                msg = "finetune_lora would fill the zeros of a sparsity: leave one of them out"
+                raise ConfigError(msg)
         check_at_least("batch_size", self.batch_size, 2)
         check_at_least("calibration_images", self.calibration_images, 1)
         check_at_least("workers", self.workers, 1)

@@ -52,6 +52,7 @@ LIMITS = {
     "max_memory": "at most {:,} bytes of activations",
     "max_latency": "at most {:g} ms a forward",
     "round_to": "widths in multiples of {}",
+    "depth": "sub-layers may leave wholly",
     "uniform": "the same widths in every layer of a kind",
     "sparsity": "{:.4g} of the weights zero",
     "pattern": "zeros in the pattern {}",

@@ -16,8 +16,8 @@ from prunegraph.core.files import write_json
 from prunegraph.core.precision import computes_bfloat16
 from prunegraph.core.reading import checked, read_json
 from prunegraph.methods.randomized.run import Record
+from prunegraph.methods.registry import TRAINED
 from prunegraph.runs.folder import RunFolder
-from prunegraph.runs.options.methods import TRAINED
 from prunegraph.runs.report.verdict import MethodRow, Metric, Unit, is_method
 
 SCHEMA = 1
@@ -224,7 +224,11 @@ def read_report(folder: RunFolder) -> dict[str, Any]:
     return content
 
 
-BUDGET_TYPES: Mapping[str, tuple[type, ...]] = {"pattern": (str,), "uniform": (bool,)}
+BUDGET_TYPES: Mapping[str, tuple[type, ...]] = {
+    "pattern": (str,),
+    "uniform": (bool,),
+    "depth": (bool,),
+}
 """What entries of a budget are that are no numbers."""
 
 
