@@ -1,7 +1,7 @@
 """What every command starts from: the network, its weights, its images, its structure graph."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from prunegraph.core.user_code import (
     is_factory,
 )
 from prunegraph.data import EMBEDDED, Images, from_images, load_dataset
-from prunegraph.graph import StructureGraph, analyse, copy_network, unwrap
+from prunegraph.graph import AttentionUnit, StructureGraph, analyse, copy_network, unwrap
 from prunegraph.graph.apply import apply_mask
 from prunegraph.graph.depth import with_depth
 from prunegraph.graph.narrowing import narrow
@@ -200,12 +200,41 @@ def structure_of(
             msg = "--exclude and --keep-at-least are of channels, and single weights go: drop them"
             raise ConfigError(msg)
         return None
-    graph = analyse(model, example_inputs, attention=config.attention)
-    graph = narrow(graph, config.exclude, config.least_shares())
+    return prunable_structure(
+        model,
+        example_inputs,
+        budget,
+        attention=config.attention,
+        exclude=config.exclude,
+        keep_at_least=config.least_shares(),
+    )
+
+
+def prunable_structure(
+    model: nn.Module,
+    example_inputs: ExampleInputs,
+    budget: Budget | None,
+    *,
+    attention: AttentionUnit,
+    exclude: Sequence[str] = (),
+    keep_at_least: Mapping[str, float] | None = None,
+) -> StructureGraph:
+    """Return the structure of a network, with what a budget and a user leave to prune.
+
+    Args:
+        model: the dense network.
+        example_inputs: what its forward takes.
+        budget: what may remain; None = nothing is asked.
+        attention: what can leave it.
+        exclude: see ``narrow``.
+        keep_at_least: see ``narrow``.
+    """
+    graph = analyse(model, example_inputs, attention=attention)
+    graph = narrow(graph, exclude, keep_at_least)
     if budget is not None and budget.uniform:
         graph = within_config(model, graph)
     if budget is not None and budget.depth:
-        graph = with_depth(model, graph, example_inputs)
+        graph = narrow(with_depth(model, graph, example_inputs), (), keep_at_least)
     return graph
 
 
