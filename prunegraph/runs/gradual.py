@@ -44,9 +44,9 @@ def budgets_of(
     if steps < 1:
         msg = f"steps={steps} must be at least 1"
         raise ConfigError(msg)
-    if steps > 1 and (budget.max_latency is not None or budget.uniform):
-        name = "uniform" if budget.uniform else "max_latency"
-        msg = f"a budget with {name} is met in one step: leave steps out"
+    at_once = {"max_latency", "uniform", "depth"} & budget.as_dict().keys()
+    if steps > 1 and at_once:
+        msg = f"a budget with {min(at_once)} is met in one step: leave steps out"
         raise BudgetError(msg)
     memory = graph.peak_memory(graph.dense_mask()) if budget.max_memory else 0
 

@@ -1,7 +1,7 @@
 """What every command starts from: the network, its weights, its images, its structure graph."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from prunegraph.core.user_code import (
     is_factory,
 )
 from prunegraph.data import EMBEDDED, Images, from_images, load_dataset
-from prunegraph.graph import StructureGraph, analyse, copy_network, unwrap
+from prunegraph.graph import AttentionUnit, StructureGraph, analyse, copy_network, unwrap
 from prunegraph.graph.apply import apply_mask
 from prunegraph.graph.depth import with_depth
 from prunegraph.graph.narrowing import narrow
@@ -51,6 +51,7 @@ from prunegraph.runs.parallel.machine import is_out_of_memory, resolve_device
 from prunegraph.runs.target import IMAGES_RECIPE, Target, pretrain_recipe
 from prunegraph.tasks.classification import layout_of
 from prunegraph.tasks.image_classification import ImageClassification
+from prunegraph.training.lora import peft_library
 
 DEFAULT_ARCH = "digits_resnet"
 DEFAULT_DATASET = "digits"
@@ -200,12 +201,41 @@ def structure_of(
             msg = "--exclude and --keep-at-least are of channels, and single weights go: drop them"
             raise ConfigError(msg)
         return None
-    graph = analyse(model, example_inputs, attention=config.attention)
-    graph = narrow(graph, config.exclude, config.least_shares())
+    return prunable_structure(
+        model,
+        example_inputs,
+        budget,
+        attention=config.attention,
+        exclude=config.exclude,
+        keep_at_least=config.least_shares(),
+    )
+
+
+def prunable_structure(
+    model: nn.Module,
+    example_inputs: ExampleInputs,
+    budget: Budget | None,
+    *,
+    attention: AttentionUnit,
+    exclude: Sequence[str] = (),
+    keep_at_least: Mapping[str, float] | None = None,
+) -> StructureGraph:
+    """Return the structure of a network, with what a budget and a user leave to prune.
+
+    Args:
+        model: the dense network.
+        example_inputs: what its forward takes.
+        budget: what may remain; None = nothing is asked.
+        attention: what can leave it.
+        exclude: see ``narrow``.
+        keep_at_least: see ``narrow``.
+    """
+    graph = analyse(model, example_inputs, attention=attention)
+    graph = narrow(graph, exclude, keep_at_least)
     if budget is not None and budget.uniform:
         graph = within_config(model, graph)
     if budget is not None and budget.depth:
-        graph = with_depth(model, graph, example_inputs)
+        graph = narrow(with_depth(model, graph, example_inputs), (), keep_at_least)
     return graph
 
 
@@ -338,11 +368,13 @@ def check_outputs(arch: str, model: nn.Module, example_inputs: Tensor, num_class
 
 
 def check_trainable(target: Target, options: PruningOptions) -> None:
-    """Raise ModelError if the network or a pruned one cannot be trained: before a long search.
+    """Raise an error if the network or a pruned one cannot be trained: before a long search.
 
     A forward may return more in training mode, or use layers that the analysis, which runs in eval
     mode, has not seen.
     """
+    if options.finetune_lora is not None:
+        peft_library()
     epochs = options.finetune_epochs
     if target.recipe.epochs if epochs is None else epochs:
         check_training(target.task, target.structure, "--finetune-epochs 0")

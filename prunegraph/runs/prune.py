@@ -25,8 +25,6 @@ from prunegraph.evaluation.log import OutcomeLog
 from prunegraph.graph import AttentionUnit, StructureGraph, analyse, unwrap
 from prunegraph.graph.apply import unequal
 from prunegraph.graph.costs.latency_budget import TOLERANCE
-from prunegraph.graph.depth import with_depth
-from prunegraph.graph.narrowing import narrow
 from prunegraph.layerwise.recalibrate import recalibrate_on
 from prunegraph.layerwise.reconstruct import Reconstruction, drawn_samples
 from prunegraph.layerwise.room import most_fitted
@@ -36,7 +34,6 @@ from prunegraph.methods.criteria.registry import find_criterion, importance
 from prunegraph.methods.custom import as_method
 from prunegraph.methods.method import Method, Problem, Result
 from prunegraph.methods.registry import make_method
-from prunegraph.models import within_config
 from prunegraph.rewards.config import Metric
 from prunegraph.runs.gradual import (
     Between,
@@ -51,6 +48,7 @@ from prunegraph.runs.gradual import (
     with_model,
 )
 from prunegraph.runs.predicted_latency import layer_times
+from prunegraph.runs.prepare import prunable_structure
 from prunegraph.runs.report.speed import latencies
 from prunegraph.runs.result import PruneResult, scores_report, structure_report
 from prunegraph.tasks.classification import model_device
@@ -158,13 +156,14 @@ def prune(
             return _prune_weights(chosen, problem)
     budget.check_channels()
     with shown(progress, chosen.name, networks * steps * chosen.searches) as report:
-        graph = narrow(
-            analyse(task.model, task.example_inputs, attention=attention), exclude, keep_at_least
+        graph = prunable_structure(
+            task.model,
+            task.example_inputs,
+            budget,
+            attention=attention,
+            exclude=exclude,
+            keep_at_least=keep_at_least,
         )
-        if budget.uniform:
-            graph = within_config(task.model, graph)
-        if budget.depth:
-            graph = with_depth(task.model, graph, task.example_inputs)
         way = _Way(
             method=chosen,
             networks=networks,
@@ -252,11 +251,12 @@ def _in_steps(
             left = narrow_alike(graph, left, units)
             limit = of_what_is_left(limit, graph, left)
         problem, result = _chosen(way, now, left, limit, folder)
+        if step == 1:
+            graph = problem.graph  # with a prediction of its latency, if it was asked for
         now = with_model(task, _network(way, problem, result))
         mask = joined(graph, mask, units, result.channels)
         ran += result.networks
     check_joined(graph, mask, now.model)
-    graph = problem.graph if len(limits) == 1 else graph  # with the times of its layers
     return _finished(way, task, graph, mask, limits[-1], replace(result, networks=ran), now.model)
 
 
