@@ -220,7 +220,7 @@ def _to_be_run(model: nn.Module) -> nn.Module:
     """Return a copy of a network that may change its weights where its mode changes, as LoRA's."""
     if not hears_of_training(model):
         return model
-    copied = copy_network(model)
+    copied = copy_network(model, share=True)
     drop_kept(copied)
     return copied
 

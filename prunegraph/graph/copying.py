@@ -3,12 +3,14 @@
 import copy
 import math
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
-from typing import TypeVar, cast
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, TypeVar, cast
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from prunegraph.core.errors import ModelError
 from prunegraph.graph.trace.attribute_reads import is_custom
@@ -36,13 +38,13 @@ def copy_network(
     Args:
         model: the network; it is left as it is.
         memo: ``id`` of a part -> what takes its place in the copy.
-        share: large parameters that ``memo`` lacks have the memory of the network's own, where no
-            module does something when training begins: nothing may write into them.
+        share: large parameters that ``memo`` lacks have the memory of the network's own, unless a
+            change of mode writes into some: nothing else may.
 
     Raises:
         ModelError: something that a module holds cannot be copied.
     """
-    shared = _shared(model) if share and not hears_of_training(model) else {}
+    shared = _shared(model) if share and _can_share(model) else {}
     plain: dict[type, bool] = {}
     try:
         with torch.no_grad():  # else the weights of scripted modules hang on the network's own
@@ -97,8 +99,66 @@ def _shared(model: nn.Module) -> dict[int, object]:
     return {
         id(parameter): like(parameter, parameter.detach())
         for parameter in model.parameters()
-        if parameter.numel() > SMALL and parameter.layout is torch.strided
+        if parameter.numel() > SMALL and _is_strided(parameter)
     }
+
+
+_CAN_SHARE: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
+"""What ``_can_share`` has found."""
+
+
+def _can_share(model: nn.Module) -> bool:
+    """Return whether no module writes into weights when its mode changes, as LoRA's layers do."""
+    if model not in _CAN_SHARE:
+        watch = _Watch(model.parameters())
+        if hears_of_training(model):
+            copied = copy_network(model, _shared(model))
+            try:
+                with torch.no_grad(), watch:
+                    for mode in (False, True, False):
+                        copied.train(mode)
+            except Exception:  # a user's may refuse, as fused modules do
+                watch.seen = True
+        _CAN_SHARE[model] = not watch.seen
+    return _CAN_SHARE[model]
+
+
+class _Watch(TorchDispatchMode):
+    """Keeps operations from writing into the memory of tensors.
+
+    Attributes:
+        seen: whether one has tried.
+    """
+
+    def __init__(self, tensors: Iterable[Tensor]) -> None:
+        super().__init__()
+        self._watched = {t.untyped_storage().data_ptr() for t in tensors if _is_strided(t)}
+        self.seen = False
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        """Run an operation, unless it writes."""
+        kwargs = kwargs or {}
+        for number, argument in enumerate(func._schema.arguments):
+            if argument.alias_info is not None and argument.alias_info.is_write:
+                given = args[number] if number < len(args) else kwargs.get(argument.name)
+                if any(
+                    t.untyped_storage().data_ptr() in self._watched
+                    for t in tensors_in(given)
+                    if _is_strided(t)
+                ):
+                    self.seen = True
+                    raise _WriteError
+        return func(*args, **kwargs)
+
+
+class _WriteError(RuntimeError):
+    """An operation writes into memory that another network needs."""
+
+
+def _is_strided(tensor: Tensor) -> bool:
+    return tensor.layout is torch.strided
 
 
 def _copy_module(module: nn.Module, memo: dict[int, object], plain: dict[type, bool]) -> nn.Module:

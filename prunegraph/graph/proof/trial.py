@@ -5,7 +5,6 @@ told from computed ones in one run. A slim network that raises, or whose output 
 zero-masked one, names the groups that must stay whole.
 """
 
-import math
 import traceback
 import warnings
 from collections import Counter
@@ -29,8 +28,8 @@ from prunegraph.graph.trace.calls import tensors_in
 SUSPICIOUS = 1e-5
 """From this difference on, relative to the largest values of the output, float64 decides."""
 
-SHALLOW = 50
-"""In networks of more operations rounding may differ by more: it grows as the root of them."""
+SHALLOW, DEEP = 50, 10
+"""Of more operations rounding makes a larger difference, as many times, but for at most these."""
 
 EXACT, ROUGH = 1e-8, 1e-3
 """Largest accepted difference in float64, and where the forward cannot run in float64."""
@@ -213,7 +212,7 @@ class _Outputs:
 
     def agree(self, slim: list[Tensor], zero: list[Tensor]) -> bool:
         """Return whether the two are equal, in float64 if need be."""
-        limit = SUSPICIOUS * math.sqrt(max(1.0, len(self._graph.ops) / SHALLOW))
+        limit = SUSPICIOUS * min(max(1.0, len(self._graph.ops) / SHALLOW), DEEP)
         difference = difference_of(slim, zero)
         if difference > limit:
             try:
