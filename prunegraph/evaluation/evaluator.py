@@ -19,7 +19,8 @@ from prunegraph.core.splits import Batch, ReadyBatches, SearchSplit, Split, Trai
 from prunegraph.core.task import Scores, Task
 from prunegraph.evaluation.log import OutcomeLog
 from prunegraph.graph import StructureGraph, copy_network, unwrap
-from prunegraph.graph.apply import apply_mask
+from prunegraph.graph.branches import without_blocks
+from prunegraph.graph.surgery import apply_mask
 from prunegraph.layerwise import room
 from prunegraph.layerwise.recalibrate import has_batch_norm, recalibrate_bn
 from prunegraph.layerwise.reconstruct import Reconstruction
@@ -198,7 +199,7 @@ class Evaluator:
         if has_batch_norm(pruned):
             batches = self._calibration_batches(num_calibration or len(self.calibration))
             recalibrate_bn(pruned, batches, forward=self.task.forward, autocast=self.autocast)
-        return pruned
+        return without_blocks(pruned, self.graph, mask.keep)
 
     def nearest(self, mask: ChannelMask, *ways: Callable[[], Reconstruction]) -> nn.Module:
         """Return ``prune(mask)``, or the network with another reconstruction if it is the nearer.

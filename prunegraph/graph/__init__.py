@@ -11,8 +11,8 @@ from prunegraph.graph.analyse import (
     repeatable,
     unwrap,
 )
+from prunegraph.graph.copying import copy_network
 from prunegraph.graph.graph import FrozenOp, Group, OpNode, StructureGraph
-from prunegraph.graph.surgery import copy_network
 
 __all__ = [
     "AttentionUnit",

@@ -7,6 +7,7 @@ import random
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, cast, get_args
 
 import numpy as np
@@ -21,14 +22,16 @@ from prunegraph.core.errors import ConfigError, ModelError, PruneGraphError, fir
 from prunegraph.core.seeding import seeded
 from prunegraph.core.task import ExampleInputs
 from prunegraph.graph.build import MODEL_INPUT, MODEL_OUTPUT
+from prunegraph.graph.copying import copy_network, drop_kept, hears_of_training, put_modes
 from prunegraph.graph.graph import FrozenOp, StructureGraph
 from prunegraph.graph.proof.copies import check_copies, containers, entries
 from prunegraph.graph.proof.fixes import Fixes
-from prunegraph.graph.proof.trial import ERRORS, Forward, failing_frame, is_sound
-from prunegraph.graph.rules.recurrent import resolve_recurrent
+from prunegraph.graph.proof.inputs import filled, shortened, smaller_images
+from prunegraph.graph.proof.subjects import ERRORS, Forward, is_sound
+from prunegraph.graph.proof.trial import failing_frame
+from prunegraph.graph.rules.recurrent import resolve_recurrent, returned_state
 from prunegraph.graph.rules.shared.copied_heads import copies_for_heads, heads_of_copies
 from prunegraph.graph.rules.table import RULES
-from prunegraph.graph.surgery import copy_network, drop_kept, hears_of_training, put_modes
 from prunegraph.graph.trace.calls import tensors_in
 from prunegraph.graph.trace.computed_weights import rules_for
 from prunegraph.graph.trace.recorder import LabelRecorder, Rule
@@ -39,9 +42,6 @@ from prunegraph.graph.trace.training_layers import (
     unread_weights,
     unused_weights,
 )
-
-PROVED_TOKENS = 32
-"""Tokens of a sequence that a proof runs on, at most."""
 
 _WRAPPED = ".parametrizations."
 """Part of the names of parameters from which ``torch.nn.utils.parametrize`` makes weights."""
@@ -135,6 +135,12 @@ def _check_arguments(model: object, attention: str) -> None:
     if isinstance(model, torch.jit.ScriptModule):
         msg = f"{type(model).__name__} is compiled: prune the network that it was scripted from"
         raise ModelError(msg)
+    if isinstance(model, torch.fx.GraphModule) and "eval" in vars(model):
+        msg = (
+            f"{type(model).__name__} was made by torch.export, which fixes sizes and cannot be put "
+            "in eval mode: prune the network that it was exported from"
+        )
+        raise ModelError(msg)
 
 
 def _check_plain(model: nn.Module) -> None:
@@ -162,7 +168,8 @@ def _check_plain(model: nn.Module) -> None:
 @contextmanager
 def repeatable(model: nn.Module, seed: int = 0) -> Iterator[None]:
     """Let a forward that draws random numbers draw the same ones each time, and no one else's."""
-    devices = sorted({p.device.index for p in model.parameters() if p.is_cuda})
+    on_gpu = torch.cuda.is_available()
+    devices = sorted({p.device.index for p in model.parameters() if p.is_cuda}) if on_gpu else []
     python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002 - a forward's
     random.seed(seed)
     np.random.seed(seed)  # noqa: NPY002
@@ -305,8 +312,9 @@ def _record(
         raise ModelError(msg) from error
     cause = FrozenOp(op="output", module="", reason=MODEL_OUTPUT)
     recorder.recording.outputs += map(recorder.labels_of, tensors_in(output))
-    for labels in recorder.recording.outputs:
-        recorder.store.freeze(labels, cause, expected=True)
+    for number, labels in enumerate(recorder.recording.outputs):
+        state = returned_state(recorder.recording, labels, model) if number else None
+        recorder.store.freeze(labels, state or cause, expected=state is None)
     recorder.recording.note_positions(tensors_in(output), cause)
     recorder.recording.resolve_parts_of_axes()
     recorder.recording.resolve_splits()
@@ -325,47 +333,6 @@ def cast_inputs(example_inputs: ExampleInputs, dtype: torch.dtype | None) -> Exa
         Tensor, lambda t: t.to(dtype) if t.is_floating_point() else t, example_inputs
     )
     return cast
-
-
-def _filled(model: nn.Module, example_inputs: ExampleInputs) -> ExampleInputs | None:
-    """Return the inputs with noise for what is the same throughout; None if nothing is.
-
-    It would hide mistakes: where all tokens are alike, attention does not depend on its scores.
-    Beside other inputs, what is not zero may be a mask or a size, and stays.
-    """
-    noise, found = torch.Generator().manual_seed(0), False
-    alone = len(tensors_in(example_inputs)) == 1
-    tables = [item.num_embeddings for item in model.modules() if isinstance(item, nn.Embedding)]
-
-    def fill(tensor: Tensor) -> Tensor:
-        nonlocal found
-        plain = tensor.layout is torch.strided and tensor.dtype is not torch.bool
-        value = tensor.reshape(-1)[0].item() if plain and tensor.numel() > 1 else 0
-        whole = not tensor.is_floating_point()
-        numbers = (min(tables, default=0) if whole and value == 0 else 1) * (alone or value == 0)
-        if not (plain and numbers) or tensor.numel() < 2 or bool((tensor != value).any()):
-            return tensor
-        found = True
-        drawn = numbers * torch.rand(tensor.shape, generator=noise)
-        return (value - drawn.round() if whole and value else value + drawn).to(tensor)
-
-    filled: ExampleInputs = tree_map_only(Tensor, fill, example_inputs)
-    return filled if found else None
-
-
-def _shortened(model: nn.Module, example_inputs: ExampleInputs) -> ExampleInputs | None:
-    """Return sequences of token numbers that are shorter; None if the inputs are none.
-
-    Which widths agree does not depend on how many tokens there are, the time of the proof does.
-    """
-    tensors = tensors_in(example_inputs)
-    shapes = {tuple(tensor.shape) for tensor in tensors}
-    tables = any(isinstance(item, nn.Embedding) for item in model.modules())
-    odd = any(tensor.ndim != 2 or tensor.is_floating_point() for tensor in tensors)
-    if not tables or odd or len(shapes) != 1 or shapes.pop()[1] <= PROVED_TOKENS:
-        return None
-    shorter: ExampleInputs = tree_map_only(Tensor, lambda t: t[:, :PROVED_TOKENS], example_inputs)
-    return shorter
 
 
 def runner(example_inputs: ExampleInputs) -> Forward:
@@ -414,10 +381,15 @@ def analyse(
     else:
         run = runner(example_inputs)
         with evaluation_mode(model):
-            for change in (_filled, _shortened):
+            for change in (filled, shortened):
                 changed = change(model, example_inputs)
                 if changed is not None and is_sound(model, runner(changed)):
                     example_inputs, run = changed, runner(changed)
+            for smaller in smaller_images(model, example_inputs):
+                given = fresh(smaller)
+                if recorder.takes_same_steps(partial(call_forward, model, given)):
+                    run = runner(smaller)
+                    break
             check_copies(model, run)
             graph = fixes.resolve(run)
     if not graph.free.any():

@@ -3,6 +3,7 @@
 import re
 from collections import ChainMap
 from collections.abc import Iterator, Mapping, Set
+from functools import cache
 
 import torch
 from torch import nn
@@ -66,6 +67,7 @@ def attributes_of_size(
     return found
 
 
+@cache
 def may_be_size(name: str) -> bool:
     """Return whether an attribute may hold a number of channels or heads, by its name."""
     other = OTHER_WORDS.search(name.lower()) is not None and not tells_width(name)

@@ -392,9 +392,10 @@ def _group_names(
 ) -> list[str]:
     """Name each group after the module that first produces its channels, made unique."""
     producers: dict[int, str] = {}
+    wanted = {indices[0] for indices in alike.values()}
     for op in ops:
         if op.param is not None:
-            for index in op.out_units.tolist():
+            for index in wanted.intersection(op.out_units.tolist()):
                 producers.setdefault(index, op.param.rpartition(".")[0] or op.param)
     used: dict[str, int] = {}
     names = []

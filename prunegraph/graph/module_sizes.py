@@ -116,6 +116,8 @@ def _fix(name: str, module: nn.Module, weight: Tensor, kept: Tensor | None) -> N
         _fix_convolution(name, module, weight, kept)
     elif isinstance(module, nn.Linear):
         module.out_features, module.in_features = weight.shape
+    elif isinstance(module, nn.Bilinear):
+        module.out_features, module.in1_features, module.in2_features = weight.shape
     elif isinstance(module, nn.LayerNorm | nn.RMSNorm):
         module.normalized_shape = tuple(weight.shape)
     elif isinstance(module, nn.GroupNorm):

@@ -6,21 +6,21 @@ example inputs and the optimizer.
 """
 
 import copy
-from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import _SpectralNorm, _WeightNorm
-from torch.nn.utils.parametrize import is_parametrized
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
-from prunegraph.core.errors import MaskError, ModelError, SurgeryError
+from prunegraph.core.errors import MaskError, SurgeryError
 from prunegraph.core.masks import BoolArray, ChannelMask
+from prunegraph.graph.branches import fill_empty, without_branches
 from prunegraph.graph.channel_gather import ZERO_CHANNEL, ChannelGather
+from prunegraph.graph.copying import Workspace, copy_network, drop_kept, like
 from prunegraph.graph.graph import Place, StructureGraph
 from prunegraph.graph.masked_norm import MaskedNorm, mean_over_kept
 from prunegraph.graph.module_sizes import (
@@ -29,14 +29,13 @@ from prunegraph.graph.module_sizes import (
     slim_attentions,
     use_no_nested_tensors,
 )
-from prunegraph.graph.trace.attribute_reads import is_custom
-from prunegraph.graph.trace.calls import tensors_in
 from prunegraph.graph.trace.weight_views import constants
 
 NUM_POWER_ITERATIONS = 50
 """Of a spectral norm, after which its largest singular value is near enough."""
 
-Network = TypeVar("Network", bound=nn.Module)
+Factors = Mapping[int, tuple[Tensor, ...]]
+"""``id`` of a parameter -> ``[size]`` numbers for each axis, by which its values are multiplied."""
 
 
 @dataclass(frozen=True)
@@ -53,99 +52,14 @@ class SlicePlan:
     keep: dict[int, Tensor]
 
 
-def copy_network(model: Network, memo: Mapping[int, object] | None = None) -> Network:
-    """Return a deep copy of a network, with what a forward has left in its modules.
-
-    Results that modules keep while training (``self.features = x``) are detached in the copy: torch
-    refuses to copy tensors that hang on a graph of gradients.
-
-    Args:
-        model: the network; it is left as it is.
-        memo: ``id`` of a part -> what takes its place in the copy.
-
-    Raises:
-        ModelError: something that a module holds cannot be copied.
-    """
-    held = [value for module in model.modules() for value in vars(module).values()]
-    try:
-        with torch.no_grad():  # else the weights of scripted modules hang on the network's own
-            copied = copy.deepcopy(model, {**_quick_copies(held), **(memo or {})})
-    except TypeError as error:
-        msg = (
-            f"{type(model).__name__} cannot be copied ({error}): take what cannot be copied off "
-            "its modules"
-        )
-        raise ModelError(msg) from error
-    for path, module in copied.named_modules():
-        if isinstance(module, torch.jit.ScriptModule):
-            pairs = zip(module.parameters(), model.get_submodule(path).parameters(), strict=True)
-            for weight, own in pairs:
-                weight.requires_grad_(own.requires_grad)
-        if is_parametrized(module):  # by a unit that is made for it: the copy gets its own
-            kind = type(module)
-            module.__class__ = type(kind.__name__, kind.__bases__, dict(vars(kind)))
-    return copied
-
-
-def _quick_copies(held: list[object]) -> dict[int, object]:
-    """Return copies, by ``id``, of what ``deepcopy`` refuses or is slow with.
-
-    Tensors that hang on a graph of gradients, and the dozen empty dictionaries of hooks that each
-    module has.
-
-    Args:
-        held: the attributes of all modules.
-    """
-    copies: dict[int, object] = {}
-    for value in held:
-        if type(value) in {dict, OrderedDict} and not value:
-            copies[id(value)] = type(value)()
-        elif value is not None and not isinstance(value, int | str):
-            for tensor in tensors_in(value):
-                if not tensor.is_leaf:
-                    copies[id(tensor)] = tensor.detach()
-    return copies
-
-
-def hears_of_training(model: nn.Module) -> bool:
-    """Return whether some module does something of its own when training begins or ends."""
-    kinds = {type(module) for module in model.modules()}
-    bases = {base for kind in kinds for base in kind.__mro__ if is_custom(base)}
-    return any("train" in vars(base) for base in bases)
-
-
-def put_modes(modes: Mapping[nn.Module, bool]) -> None:
-    """Put modules into training or eval mode; parents come first.
-
-    Those that are in another are told, as by their user.
-    """
-    for module, mode in modes.items():
-        if module.training != mode:
-            module.train(mode)
-    for module, mode in modes.items():
-        module.training = mode
-
-
-def drop_kept(network: nn.Module) -> None:
-    """Let modules drop what they keep while evaluating, as they do when training begins.
-
-    LeViT keeps a bias for each pair of positions, which would have the dense network's heads.
-    """
-    if not hears_of_training(network):
-        return
-    modes = {module: module.training for module in network.modules()}
-    asking = [(parameter, parameter.requires_grad) for parameter in network.parameters()]
-    try:
-        network.train()
-        put_modes(modes)
-    except Exception:  # a user's may refuse, as fused modules do
-        for module, mode in modes.items():
-            module.training = mode
-    for parameter, asked in asking:
-        parameter.requires_grad_(asked)
-
-
-def apply_mask(model: nn.Module, graph: StructureGraph, mask: ChannelMask) -> nn.Module:
+def apply_mask(
+    model: nn.Module,
+    graph: StructureGraph,
+    mask: ChannelMask,
+    *,
+    workspace: Workspace | None = None,
+    factors: Factors | None = None,
+) -> nn.Module:
     """Return a new network without the prunable units that the mask removes.
 
     Shared parameters stay shared; dtype, device, memory format, ``requires_grad``, hooks and each
@@ -155,17 +69,22 @@ def apply_mask(model: nn.Module, graph: StructureGraph, mask: ChannelMask) -> nn
         model: the dense network, without wrappers; it is left bit-equal.
         graph: the structure of ``model``.
         mask: which units stay.
+        workspace: where weights may lie; what loses nothing has the dense network's own memory.
+        factors: what the dense network's values are multiplied by.
 
     Raises:
         MaskError: the mask is not of this graph.
         SurgeryError: the graph is not of this network.
     """
     plans = slice_plans(model, graph, mask)
-    memo = {key: take(plan.tensor, plan.keep) for key, plan in plans.items()}
+    memo = {key: take(plan.tensor, plan.keep, workspace) for key, plan in plans.items()}
     for key, length in _kept_lengths(model, plans):
         memo[key] = take(length, plans[key].keep) if key in plans else length
     memo.update(_sliced_gathers(model, graph, mask.keep))
-    pruned = copy_network(model, memo)  # finds the new tensors in its memo
+    multiply(model, memo, factors or {}, workspace, {key: plan.keep for key, plan in plans.items()})
+    pruned = copy_network(
+        model, memo, share=workspace is not None
+    )  # finds the new tensors in its memo
     _resolve_norms(pruned)
     keep_first = {key: plan.keep[0] for key, plan in plans.items() if 0 in plan.keep}
     fix_module_sizes(model, pruned, keep_first)
@@ -174,7 +93,8 @@ def apply_mask(model: nn.Module, graph: StructureGraph, mask: ChannelMask) -> nn
         value = _put(getattr(owner, attribute.name), attribute.place, size)
         setattr(owner, attribute.name, value)
     drop_kept(pruned)
-    return slim_attentions(model, pruned, {key: plan.keep for key, plan in plans.items()})
+    pruned = slim_attentions(model, pruned, {key: plan.keep for key, plan in plans.items()})
+    return fill_empty(without_branches(pruned, graph, mask.keep))
 
 
 @torch.no_grad()
@@ -191,7 +111,7 @@ def _kept_lengths(model: nn.Module, plans: Mapping[int, SlicePlan]) -> Iterator[
                 torch.norm_except_dim(each, 2, axis) for each in (vector, _zero(vector, lost))
             )
             share = torch.where(before > 0.0, after / before, 1.0)
-            yield id(length), _like(length, length.detach() * share)
+            yield id(length), like(length, length.detach() * share)
 
 
 def _weight_norms(model: nn.Module) -> Iterator[tuple[Tensor, Tensor, int]]:
@@ -240,7 +160,42 @@ def _put(value: Any, place: Place, size: int) -> Any:
     return entries if isinstance(value, dict) else type(value)(entries.values())
 
 
-def zero_mask(model: nn.Module, graph: StructureGraph, mask: ChannelMask) -> nn.Module:
+def multiply(
+    model: nn.Module,
+    memo: dict[int, Tensor],
+    factors: Factors,
+    workspace: Workspace | None = None,
+    kept: Mapping[int, Mapping[int, Tensor]] | None = None,
+) -> None:
+    """Multiply parameters of a copy; those that it would share with its network get their own.
+
+    Args:
+        model: the network.
+        memo: ``id`` of a tensor of it -> the copy's; changed.
+        factors: by which numbers.
+        workspace: where weights may lie.
+        kept: ``id`` of a tensor -> axis -> kept positions, where the copy's has these alone.
+    """
+    for parameter in model.parameters():
+        key = id(parameter)
+        if key not in factors:
+            continue
+        if key not in memo:
+            memo[key] = _zero(parameter, {}, workspace)
+        for axis, by in enumerate(factors[key]):
+            keep = {} if kept is None else kept.get(key, {})
+            by = by[keep[axis]] if axis in keep else by
+            memo[key].data.mul_(by.view([-1 if a == axis else 1 for a in range(parameter.ndim)]))
+
+
+def zero_mask(
+    model: nn.Module,
+    graph: StructureGraph,
+    mask: ChannelMask,
+    *,
+    workspace: Workspace | None = None,
+    factors: Factors | None = None,
+) -> nn.Module:
     """Return a copy of the same shape in which the removed prunable units are silent.
 
     Every slice of every member of a removed unit is zeroed, the columns of its consumers included;
@@ -251,6 +206,8 @@ def zero_mask(model: nn.Module, graph: StructureGraph, mask: ChannelMask) -> nn.
         model: the dense network, without wrappers; it is left bit-equal.
         graph: the structure of ``model``.
         mask: which units stay.
+        workspace: where weights may lie; what loses nothing has the dense network's own memory.
+        factors: what the dense network's values are multiplied by.
 
     Raises:
         MaskError: the mask is not of this graph.
@@ -259,11 +216,12 @@ def zero_mask(model: nn.Module, graph: StructureGraph, mask: ChannelMask) -> nn.
     plans = slice_plans(model, graph, mask)
     tensors = _stored(model)
     divisors = {id(tensors.get(name)) for name in graph.divisors}
-    memo = {k: _zero(p.tensor, p.keep) for k, p in plans.items() if k not in divisors}
+    memo = {k: _zero(p.tensor, p.keep, workspace) for k, p in plans.items() if k not in divisors}
     for key, length in _kept_lengths(model, plans):
         memo[key] = _zero(length, plans[key].keep) if key in plans else length
     memo.update(_zeroed_gathers(model, graph, mask.keep))
-    silent = copy_network(model, memo)
+    multiply(model, memo, factors or {}, workspace)
+    silent = copy_network(model, memo, share=workspace is not None)
     for path, module in list(model.named_modules(remove_duplicate=False)):
         plan = plans.get(id(getattr(module, "weight", None)))
         if plan is None or isinstance(silent.get_submodule(path), MaskedNorm):
@@ -350,26 +308,40 @@ def _check_mask(graph: StructureGraph, mask: object) -> None:
         raise MaskError(msg)
 
 
-def take(tensor: Tensor, keep: dict[int, Tensor]) -> Tensor:
+def take(tensor: Tensor, keep: Mapping[int, Tensor], workspace: Workspace | None = None) -> Tensor:
     """Return a new tensor of the kept positions, of the same kind and memory format."""
     data = tensor.detach()
-    for axis, kept in keep.items():
-        data = data.index_select(axis, kept.nonzero().flatten())
-    return _like(tensor, data.contiguous(memory_format=_memory_format(tensor)))
+    indices = [(axis, kept.nonzero().flatten()) for axis, kept in keep.items()]
+    if workspace is None or not data.is_contiguous():
+        for axis, index in indices:
+            data = data.index_select(axis, index)
+        return like(tensor, data.contiguous(memory_format=_memory_format(tensor)))
+    for axis, index in indices[:-1]:
+        data = data.index_select(axis, index)
+    axis, index = indices[-1]
+    shape = [len(index) if other == axis else size for other, size in enumerate(data.shape)]
+    out = workspace.place(tensor, shape)
+    return like(tensor, torch.index_select(data, axis, index, out=out))
 
 
-def _zero(tensor: Tensor, keep: dict[int, Tensor]) -> Tensor:
+def _zero(tensor: Tensor, keep: Mapping[int, Tensor], workspace: Workspace | None = None) -> Tensor:
     """Return a new tensor with zeros at the removed positions."""
-    data = tensor.detach().clone()
+    data = tensor.detach()
+    if workspace is None or not data.is_contiguous():
+        data = data.clone()
+    elif inner := [axis for axis in keep if axis > 0]:  # in one pass: its positions lie apart
+        kept = keep[inner[0]].view([-1 if a == inner[0] else 1 for a in range(data.ndim)])
+        out, zero = workspace.place(tensor, data.shape), data.new_zeros(())
+        data, keep = torch.where(kept, data, zero, out=out), _without(keep, inner[0])
+    else:
+        data = workspace.place(tensor, data.shape).copy_(data)
     for axis, kept in keep.items():
         data.index_fill_(axis, (~kept).nonzero().flatten(), 0)
-    return _like(tensor, data)
+    return like(tensor, data)
 
 
-def _like(tensor: Tensor, data: Tensor) -> Tensor:
-    if isinstance(tensor, nn.Parameter):
-        return type(tensor)(data, requires_grad=tensor.requires_grad)
-    return data
+def _without(keep: Mapping[int, Tensor], axis: int) -> Mapping[int, Tensor]:
+    return {other: kept for other, kept in keep.items() if other != axis}
 
 
 def _memory_format(tensor: Tensor) -> torch.memory_format:

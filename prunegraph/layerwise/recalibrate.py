@@ -12,7 +12,7 @@ from prunegraph.core.errors import DataError
 from prunegraph.core.precision import autocasting
 from prunegraph.core.splits import Batch, TrainSplit
 from prunegraph.core.task import Task
-from prunegraph.graph.surgery import put_modes
+from prunegraph.graph.copying import put_modes
 from prunegraph.tasks.classification import BATCH_SIZE
 
 

@@ -217,6 +217,7 @@ class LayerwiseReconstruction(Reconstruction):
         handles = (
             modules[name.rpartition(".")[0]].register_forward_pre_hook(hook(name))
             for name in self._wanted
+            if hasattr(modules.get(name.rpartition(".")[0]), "weight")  # else it has left
         )
         places = {stream.place for stream in self._branches.values()}
         showing = held_at(network, places, held.setdefault)
@@ -256,6 +257,8 @@ class LayerwiseReconstruction(Reconstruction):
             stream: what it adds to, as it is now.
         """
         out, kept = self._stays(name, mask)
+        if not (out.any() and kept.any()):
+            return
         rows, wanted = self._rows(name, module, inputs), self._wanted[name][:, out]
         if len(rows) != len(wanted) or len(rows) < ENOUGH * int(kept.sum()):
             self._fit_at_once(name, pruned, mask)  # heads lie along the batch, say: some have gone

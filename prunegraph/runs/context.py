@@ -84,6 +84,7 @@ class RunContext:
             "epochs": options.finetune_epochs,
             "batch_size": options.batch_size,
             "peak_lr": options.finetune_lr,
+            "lora_rank": options.finetune_lora,
             "distill_weight": options.distill,
         }
         given = {name: value for name, value in asked.items() if value is not None}

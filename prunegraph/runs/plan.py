@@ -239,8 +239,10 @@ def run_name(config: RunConfig, targets: Sequence[Target]) -> str:
 
 def budget_name(budget: Budget) -> str:
     """Return a budget's limits as part of a file's name."""
-    values = {**budget.as_dict(), **({"uniform": "uniform"} if budget.uniform else {})}
-    return slug("-".join(map(short, values.values())))
+    named = {
+        name: name if value is True else short(value) for name, value in budget.as_dict().items()
+    }
+    return slug("-".join(named.values()))
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

@@ -15,21 +15,38 @@ from prunegraph.core.errors import ConfigError, DataError, ModelError, one_line
 from prunegraph.core.masks import ChannelMask
 from prunegraph.core.seeding import seeded
 from prunegraph.core.splits import Dataset
-from prunegraph.core.task import Task
-from prunegraph.core.user_code import as_one_line, find_factory, is_factory
-from prunegraph.data import Images, from_images, load_dataset
+from prunegraph.core.task import ExampleInputs, Task
+from prunegraph.core.user_code import (
+    TIMM_PREFIX,
+    TORCHVISION_PREFIX,
+    as_one_line,
+    find_factory,
+    is_factory,
+)
+from prunegraph.data import EMBEDDED, Images, from_images, load_dataset
 from prunegraph.graph import StructureGraph, analyse, copy_network, unwrap
 from prunegraph.graph.apply import apply_mask
+from prunegraph.graph.depth import with_depth
+from prunegraph.graph.narrowing import narrow
 from prunegraph.models import (
     WeightsInfo,
     build_model,
     check_arch,
     check_weights_file,
     load_weights,
+    published_info,
+    published_weights,
     weights_info,
+    within_config,
 )
 from prunegraph.runs.options.checks import check_trusted
-from prunegraph.runs.options.config import DataConfig, NetworkConfig, PretrainConfig, PruningOptions
+from prunegraph.runs.options.config import (
+    DataConfig,
+    NetworkConfig,
+    PretrainConfig,
+    PruningOptions,
+    StructureConfig,
+)
 from prunegraph.runs.parallel.machine import is_out_of_memory, resolve_device
 from prunegraph.runs.target import IMAGES_RECIPE, Target, pretrain_recipe
 from prunegraph.tasks.classification import layout_of
@@ -107,7 +124,7 @@ def load_images(config: NetworkConfig | PretrainConfig, info: WeightsInfo | None
     name = named_dataset(config.dataset, config.weights, info) or DEFAULT_DATASET
     if is_factory(name):
         return custom_dataset(name, config, info)
-    if name == DEFAULT_DATASET and config.threads is None:
+    if name in EMBEDDED and config.threads is None:
         torch.set_num_threads(1)  # sharing such small work among threads only slows it down
     return load_dataset(
         name,
@@ -164,6 +181,54 @@ def build_network(arch: str, dataset: Dataset, seed: int) -> nn.Module:
     return unwrap(model)  # a factory may wrap it: its weights are named without
 
 
+def structure_of(
+    model: nn.Module,
+    example_inputs: ExampleInputs,
+    config: StructureConfig,
+    budget: Budget | None = None,
+) -> StructureGraph | None:
+    """Return the structure of a network where channels are chosen, else None: that takes long.
+
+    What the options exclude, or a config of ``uniform`` widths cannot hold, is frozen in it.
+
+    Raises:
+        ConfigError: the options ask for channels that stay, and the budget is of single weights;
+            or they name modules that there are not.
+    """
+    if budget is not None and budget.kind == "weights":
+        if config.exclude or config.keep_at_least:
+            msg = "--exclude and --keep-at-least are of channels, and single weights go: drop them"
+            raise ConfigError(msg)
+        return None
+    graph = analyse(model, example_inputs, attention=config.attention)
+    graph = narrow(graph, config.exclude, config.least_shares())
+    if budget is not None and budget.uniform:
+        graph = within_config(model, graph)
+    if budget is not None and budget.depth:
+        graph = with_depth(model, graph, example_inputs)
+    return graph
+
+
+def with_published_weights(config: NetworkConfig) -> NetworkConfig:
+    """Return the options with the weights that a library publishes for its network.
+
+    Those are of ImageNet; a network of other images, or one that is to be trained, gets none.
+
+    Raises:
+        ModelError: there is no such network, or its weights are not there.
+    """
+    if (
+        config.weights is not None
+        or config.pretrain_epochs is not None
+        or config.dataset != "imagenet"
+        or not (config.arch or "").startswith((TORCHVISION_PREFIX, TIMM_PREFIX))
+    ):
+        return config
+    assert config.arch is not None
+    check_arch(config.arch)
+    return dataclasses.replace(config, weights=published_weights(config.arch))
+
+
 def build_dense(info: PrunedInfo) -> nn.Module:
     """Build the dense network that a saved pruned one was cut from.
 
@@ -187,7 +252,10 @@ def load_classifier(config: NetworkConfig, budget: Budget | None = None) -> Targ
         PruneGraphError: something is missing, damaged, contradictory, or cannot be met.
     """
     device = resolve_device(config.device)
+    given, config = config, with_published_weights(config)
     info = weights_info(config.weights) if config.weights else None
+    if config is not given and config.arch is not None:
+        info = published_info(config.arch)
     arch = resolve_arch(config.arch, config.weights, info)
     check_arch(arch)  # before images are downloaded
     dataset = load_images(config, info)
@@ -198,10 +266,8 @@ def load_classifier(config: NetworkConfig, budget: Budget | None = None) -> Targ
     model = model.to(device).eval()
     images, _ = next(iter(dataset.train.batches(1)))
     example_inputs = images.to(device)
-    structure = None
-    if budget is None or budget.kind == "channels":
-        # before the layout changes: files are read without it
-        structure = analyse(model, example_inputs, attention=config.attention)
+    # before the layout changes: files are read without it
+    structure = structure_of(model, example_inputs, config, budget)
     layout = layout_of(model)
     task = ImageClassification(
         model=model,

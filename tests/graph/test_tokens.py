@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from prunegraph.graph import StructureGraph, analyse
-from prunegraph.graph.analyse import PROVED_TOKENS
+from prunegraph.graph.proof.inputs import PROVED_TOKENS
 
 TOKENS, INPUTS, WIDTH, INNER, CLASSES, HEADS = 5, 6, 16, 20, 4, 4
 

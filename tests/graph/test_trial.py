@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from prunegraph.core.errors import ModelError
 from prunegraph.graph import StructureGraph, analyse
 from prunegraph.graph.graph import Group
-from prunegraph.graph.proof.trial import _parts, awake
+from prunegraph.graph.proof.subjects import awake
+from prunegraph.graph.proof.trial import _parts
 from prunegraph.testing import assert_masked_equals_pruned
 from prunegraph.testing.structure_check import check_structure
 

@@ -1,6 +1,7 @@
 import errno
 import json
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -43,7 +44,7 @@ def test_every_command_has_help(name: str, capsys: pytest.CaptureFixture[str]) -
 
 
 def test_help_and_mistakes_load_no_torch() -> None:
-    words = (["--help"], ["tain"], ["train", "--help"], ["compare", "--help"], ["apply", "--keep"])
+    words = (["--help"], ["trian"], ["train", "--help"], ["compare", "--help"], ["apply", "--keep"])
     code = (
         "import sys; from prunegraph.__main__ import main; "
         f"codes = [*map(main, {words})]; "
@@ -52,6 +53,7 @@ def test_help_and_mistakes_load_no_torch() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "usage: prunegraph COMMAND" in done.stdout
+    assert "did you mean 'train'" in done.stderr
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
@@ -209,8 +211,21 @@ def test_the_plain_help_is_short_and_the_whole_one_is_not(
     long = ("train", "prune", "compare")
     assert plain.count("\n  --") <= 30 < whole.count("\n  --") or name not in long
     sections = re.findall(r"^(\S.*):$", plain, re.MULTILINE)
-    assert sections == [section for section in (*SECTIONS, "help") if section in sections]
+    assert sections == [s for s in (*SECTIONS, "help", "examples") if s in sections]
     assert not re.search(r"default: *(None|False|True|\(\))?\)", whole)
+
+
+@pytest.mark.parametrize("name", list(cli.COMMANDS))
+def test_the_help_ends_with_three_examples_that_the_command_takes(
+    name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, out, _ = run(f"{name} --help", capsys)
+    lines = out.partition("examples:\n")[2].splitlines()
+    assert len(lines) == 3
+    for line in lines:
+        program, command, *words = shlex.split(line)
+        assert (program, command) == ("prunegraph", name)
+        assert options.parse(cli.load(cli.COMMANDS[name].options), words) is not None
 
 
 def test_the_help_tells_defaults_in_words(capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from prunegraph.core.errors import ModelError, first_line
-from prunegraph.graph.proof.trial import ERRORS, Forward
-from prunegraph.graph.surgery import copy_network
+from prunegraph.graph.copying import copy_network
+from prunegraph.graph.proof.subjects import ERRORS, Forward
 from prunegraph.graph.trace.calls import WatchedCalls, tensors_in
 
 
@@ -46,7 +46,7 @@ def check_copies(model: nn.Module, run: Forward) -> None:
     """
     held = [entries(part) for part in containers(model)]
     names = dict(itertools.chain(model.named_parameters(), model.named_buffers()))
-    copied = copy_network(model)
+    copied = copy_network(model, share=True)
     own = {id(item): name for name, item in names.items()}
     found: list[str] = []
 

@@ -1,13 +1,15 @@
 """What is tried before channels are frozen, where a module's forward cannot follow a mask."""
 
 from collections.abc import Callable, Sequence
+from functools import cache
 
 from torch import nn
 
 from prunegraph.graph.attribute_sizes import tells_copies, tells_width
 from prunegraph.graph.build import GraphBuilder
 from prunegraph.graph.graph import Place, StructureGraph
-from prunegraph.graph.proof.trial import Failure, Forward, Trial, awake, bold, can_train, is_sound
+from prunegraph.graph.proof.subjects import Bold, Forward, awake, is_sound
+from prunegraph.graph.proof.trial import Failure, Trial, can_train
 from prunegraph.graph.trace.attribute_reads import is_custom, set_after_init
 from prunegraph.graph.trace.recording import Recording
 
@@ -75,10 +77,11 @@ class Fixes:
         chance, is none where the forward can follow without it.
         """
         subject = awake(self._model)
-        bolder, training = bold(subject, run), can_train(subject, run)
+        bold: Bold | None = Bold(subject, run)
+        training = cache(lambda: can_train(subject, run))
 
         def tried(graph: StructureGraph) -> Trial:
-            return Trial(subject, bolder, graph, run, training=training)
+            return Trial(subject, bold, graph, run, training=training)
 
         builder = self.builder()
         graph = builder.build()
@@ -90,7 +93,7 @@ class Fixes:
             while (attempt := tried(graph)).failure is not None:
                 # ends: each round freezes units, or uses up a fix
                 if subject is not self._model and not is_sound(subject, run):
-                    subject, bolder = self._model, None
+                    subject, bold = self._model, None
                 elif not self.apply(attempt.failure, graph, least=attempt.least):
                     self._freeze(attempt, attempt.failure, builder)
                 builder = self.builder()

@@ -11,7 +11,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -19,13 +19,18 @@ from torch import Tensor, nn
 
 from prunegraph.core.errors import first_line
 from prunegraph.core.masks import BoolArray, IntArray
+from prunegraph.graph.copying import Workspace, copy_network
 from prunegraph.graph.graph import FrozenOp, Group, StructureGraph
 from prunegraph.graph.proof.outputs import as_finite, difference_of
-from prunegraph.graph.surgery import apply_mask, copy_network, zero_mask
+from prunegraph.graph.proof.subjects import ERRORS, Bold, Forward
+from prunegraph.graph.surgery import Factors, apply_mask, zero_mask
 from prunegraph.graph.trace.calls import tensors_in
 
 SUSPICIOUS = 1e-5
 """From this difference on, relative to the largest values of the output, float64 decides."""
+
+SHALLOW = 50
+"""In networks of more operations rounding may differ by more: it grows as the root of them."""
 
 EXACT, ROUGH = 1e-8, 1e-3
 """Largest accepted difference in float64, and where the forward cannot run in float64."""
@@ -36,26 +41,7 @@ HALF = {torch.float16, torch.bfloat16}
 ILL_CONDITIONED = 1e-2
 """Where float32 and float64 differ by more, the last digits decide the first: ROUGH is exact."""
 
-SILENT = 1e-3
-"""A parameter with no larger value, or one value throughout, is drawn anew for the trials."""
-
-
-QUIET = 0.2
-"""So is a weight that shrinks what it reads to less of it: scores of tokens would hardly differ."""
-
-
-class Forward(Protocol):
-    """Calls a network of the model's type on the example inputs, cast if a type is given."""
-
-    def __call__(self, network: nn.Module, dtype: torch.dtype | None, *, seed: int = 0) -> Any:
-        """Return its outputs."""
-
-
-ERRORS = (Exception,)
-"""What a forward may raise that cannot follow."""
-
-BOLD_GAIN = 1.5
-"""What weights drawn anew multiply the size of their inputs by."""
+DIFFERS = "the pruned forward computes something else than the masked one"
 
 BOLD_ROUND, LEAST_ROUND = 1, 3
 """In which weights are those, and in which each group keeps its minimum alone, see ``_parts``."""
@@ -64,12 +50,25 @@ Parts = list[tuple[Group, IntArray]]
 """Groups, each with the units of it to remove."""
 
 
+def _next_numbers(
+    own: list[int], removable: int, seen: Counter[tuple[int, int]], kind: tuple[int, int]
+) -> tuple[int, int]:
+    """Return how many units the next group of a kind loses in the first and the third round."""
+    while True:
+        later, now = divmod(seen[kind], len(own))
+        seen[kind] += 1
+        first, third = min(removable, own[now]), min(removable, own[later % len(own)])
+        if first % 2 or third % 2 or kind[0] % 2 or not removable:
+            return first, third
+
+
 def _parts(groups: list[Group], rng: np.random.Generator) -> list[tuple[IntArray, ...]]:
     """Return what each group loses in each round: its minimum always stays.
 
     1. A random part. Groups of one size lose numbers that differ here or in the third round, so
        that no two sizes agree by chance: the index among them, written to the base of how many
-       numbers there are, gives both. Where but one can go, that is one or none.
+       numbers there are, gives both. Where but one can go, that is one or none. An odd number
+       goes in some round, since a forward may ask for an even width.
     2. The others, because a channel that the forward names (``x[:, -1]``) shows only where it is
        removed. With the first round, each unit is removed once.
     3. The first channels: where the forward treats a share of them otherwise (``x[:, : c // 4]``),
@@ -90,79 +89,12 @@ def _parts(groups: list[Group], rng: np.random.Generator) -> list[tuple[IntArray
             choices = np.arange(max(1, round(0.2 * size)), max(1, round(0.7 * size)) + 1)
             numbers[kind] = [1, 0] if removable == 1 else rng.permutation(choices).tolist()
         own = numbers[kind]
-        later, now = divmod(seen[kind], len(own))
-        seen[kind] += 1
-        first, third = min(removable, own[now]), min(removable, own[later % len(own)])
+        first, third = _next_numbers(own, removable, seen, kind)
         in_order = np.sort(group.units)
         units = rng.permutation(group.units) if first else in_order
         last, same = in_order[size - removable :], in_order[most:]
         parts.append((units[:first], units[first:][:removable], in_order[:third], last, same))
     return parts
-
-
-def awake(model: nn.Module) -> nn.Module:
-    """Return a network for trials in which no parameter is silent, so that mistakes show.
-
-    A last layer of zeros or a layer scale of 1e-6, as networks have before training, would hide
-    whatever comes before it. The model itself, if nothing in it is silent.
-    """
-    silent = {id(parameter) for parameter in model.parameters() if _is_silent(parameter)}
-    if not silent:
-        return model
-    shared = {id(p): p for p in model.parameters() if id(p) not in silent}
-    network = copy_network(model, shared)
-    generator = torch.Generator().manual_seed(0)
-    for parameter in (item for item in network.parameters() if id(item) not in shared):
-        scale = math.prod(parameter.shape[1:]) == 1
-        most = _even(parameter)
-        _draw(parameter, (0.5, 1.5) if scale else (-most, most), generator)
-    return network
-
-
-def _even(parameter: nn.Parameter) -> float:
-    """Return up to which values weights are drawn that keep the size of their inputs."""
-    most: float = (3 / math.prod(parameter.shape[1:])) ** 0.5
-    return most
-
-
-def _draw(
-    parameter: nn.Parameter, between: tuple[float, float], generator: torch.Generator
-) -> None:
-    """Draw the values of a parameter; on the CPU, so that they are the same on each device."""
-    parameter.data.copy_(torch.empty(parameter.shape).uniform_(*between, generator=generator))
-
-
-def bold(model: nn.Module, run: Forward) -> nn.Module | None:
-    """Return a network whose weights are drawn anew, larger; None if it gives no finite outputs.
-
-    Before training attention is nearly even: what does its scores wrong hardly shows.
-    """
-    network = copy_network(model)
-    generator = torch.Generator().manual_seed(1)
-    for parameter in network.parameters():
-        if parameter.is_floating_point() and parameter.ndim > 1 and parameter.numel():
-            most = _even(parameter) * BOLD_GAIN
-            _draw(parameter, (-most, most), generator)
-    return network if is_sound(copy_network(network), run) else None  # a forward may keep things
-
-
-def is_sound(model: nn.Module, run: Forward) -> bool:
-    """Return whether a forward runs, and gives finite outputs."""
-    try:
-        outputs = tensors_in(run(model, None))
-    except ERRORS:
-        return False
-    return all(bool(torch.isfinite(t).all()) for t in outputs if t.is_floating_point())
-
-
-def _is_silent(parameter: nn.Parameter) -> bool:
-    """Return whether a parameter is tiny, the same everywhere, or hardly passes anything on."""
-    if not parameter.is_floating_point() or not parameter.numel():
-        return False
-    least, most = (float(value) for value in parameter.detach().aminmax())
-    fan_in = math.prod(parameter.shape[1:])
-    gain = float(parameter.detach().square().mean().sqrt()) * fan_in**0.5
-    return least == most or max(-least, most) < SILENT or (fan_in > 1 and gain < QUIET)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -195,10 +127,12 @@ def failing_frame(
 def _failed(network: nn.Module, error: BaseException, when: str = "") -> Failure:
     """Return that a pruned network's forward raised an error, and where."""
     frame = failing_frame(network, error)
-    return Failure(
-        reason=f"{when}the forward needs its full width: {first_line(error)}",
-        module=None if frame is None else frame[0],
-    )
+    reason = f"{when}the forward needs its full width: {first_line(error)}"
+    if frame is None:
+        return Failure(reason=reason)
+    path, line = frame
+    where = f"{path or type(network).__name__}, line {line.lineno} of {Path(line.filename).name}"
+    return Failure(reason=f"{reason} ({where}: {line.line})", module=path)
 
 
 def can_train(model: nn.Module, run: Forward) -> bool:
@@ -225,27 +159,40 @@ class _Outputs:
         graph: its structure.
         keep: which units stay.
         run: calls a network of the model's type on the example inputs.
+        factors: what its values are multiplied by.
+        workspace: where copies lie.
     """
 
     def __init__(
-        self, model: nn.Module, graph: StructureGraph, keep: BoolArray, run: Forward
+        self,
+        model: nn.Module,
+        graph: StructureGraph,
+        keep: BoolArray,
+        run: Forward,
+        factors: Factors | None,
+        workspace: Workspace,
     ) -> None:
         self._model, self._graph, self._mask, self._run = model, graph, graph.mask(keep), run
+        self._factors, self._workspace = factors, workspace
         half = any(parameter.dtype in HALF for parameter in model.parameters())
         self._dtype = torch.float32 if half else None
         self._network = model
 
-    def copied(self, surgery: Callable[..., nn.Module]) -> nn.Module:
+    def copied(
+        self, surgery: Callable[..., nn.Module], workspace: Workspace | None = None
+    ) -> nn.Module:
         """Return a new copy; the last one goes before."""
         self._network = self._model
-        self._network = surgery(self._model, self._graph, self._mask)
+        self._network = surgery(
+            self._model, self._graph, self._mask, workspace=workspace, factors=self._factors
+        )
         return self._network
 
     def _of(self, surgery: Callable[..., nn.Module], dtype: torch.dtype | None) -> list[Tensor]:
-        network = self.copied(surgery)
+        network = self.copied(surgery, self._workspace)
         if dtype is not None:  # as to() does, but for complex numbers
             network._apply(lambda item: item.to(dtype) if item.is_floating_point() else item)
-        return tensors_in(self._run(network, dtype))
+        return [tensor.clone() for tensor in tensors_in(self._run(network, dtype))]
 
     def pruned(self) -> list[Tensor] | Failure:
         """Return the outputs of the pruned network, in float32 or its own precision."""
@@ -266,7 +213,8 @@ class _Outputs:
 
     def agree(self, slim: list[Tensor], zero: list[Tensor]) -> bool:
         """Return whether the two are equal, in float64 if need be."""
-        difference, limit = difference_of(slim, zero), SUSPICIOUS
+        limit = SUSPICIOUS * math.sqrt(max(1.0, len(self._graph.ops) / SHALLOW))
+        difference = difference_of(slim, zero)
         if difference > limit:
             try:
                 double = [self._of(surgery, torch.float64) for surgery in (apply_mask, zero_mask)]
@@ -284,33 +232,63 @@ def failure_of(
     run: Forward,
     *,
     finite: bool = False,
-    training: bool = False,
+    training: Callable[[], bool] | None = None,
+    bold: Bold | None = None,
+    workspace: Workspace | None = None,
 ) -> Failure | None:
     """Return why the forward cannot follow a mask, or None if it can.
 
-    With ``finite`` a masked network whose outputs are finite elsewhere than the whole one's says
-    nothing. With ``training`` the pruned network must run in training mode, too.
+    Args:
+        model: the network.
+        graph: its structure.
+        keep: which units stay.
+        run: calls a network of the model's type on the example inputs.
+        finite: a masked network whose outputs are finite elsewhere than the whole one's says
+            nothing.
+        training: returns whether the whole network runs in training mode: then the pruned one must.
+        bold: makes weights larger, if the whole network gives finite outputs with these.
+        workspace: where copies of this network may lie.
     """
-    outputs = _Outputs(model, graph, keep, run)
+    factors = None if bold is None else bold.factors
+    workspace = workspace or Workspace()
+    outputs = _Outputs(model, graph, keep, run, factors, workspace)
+    failure, is_finite = _compared(outputs, lambda: tensors_in(run(model, None)), finite=finite)
+    if factors and bold and (failure or not is_finite) and not bold.is_sound():
+        return failure_of(
+            model, graph, keep, run, finite=finite, training=training, workspace=workspace
+        )
+    if failure is None and training is not None:
+        failure = _failure_in_training(outputs.copied(apply_mask), run)
+        return failure if failure is not None and training() else None
+    if failure is not None and failure.reason == DIFFERS:
+        outputs_of = [tensors_in(run(model, None, seed=seed)) for seed in (0, 1)]
+        if difference_of(*outputs_of) > SUSPICIOUS:
+            reason = "the forward draws random numbers in eval mode, other ones if pruned"
+            return Failure(reason=reason)
+    return failure
+
+
+def _compared(
+    outputs: _Outputs, dense: Callable[[], list[Tensor]], *, finite: bool
+) -> tuple[Failure | None, bool]:
+    """Return how a pruned network differs from the masked one, and whether both are finite."""
     slim = outputs.pruned()
     if isinstance(slim, Failure):
-        return slim
+        return slim, True
     zero = outputs.masked()
     if isinstance(zero, Failure):
-        return zero
+        return zero, True
+    is_finite = all(bool(torch.isfinite(t).all()) for t in (*slim, *zero))
     if [t.shape for t in slim] != [t.shape for t in zero]:
-        return Failure(reason="the forward's output changes its shape")
-    if finite and not all(bool(torch.isfinite(t).all()) for t in (*slim, *zero)):
-        dense = tensors_in(run(model, None))
-        if not as_finite(slim, dense):
-            return Failure(reason="the forward needs more than one channel for finite outputs")
-        if not as_finite(zero, dense):
-            return None
-    if outputs.agree(slim, zero):
-        return _failure_in_training(outputs.copied(apply_mask), run) if training else None
-    if difference_of(*(tensors_in(run(model, None, seed=seed)) for seed in (0, 1))) > SUSPICIOUS:
-        return Failure(reason="the forward draws random numbers in eval mode, other ones if pruned")
-    return Failure(reason="the pruned forward computes something else than the masked one")
+        return Failure(reason="the forward's output changes its shape"), is_finite
+    if finite and not is_finite:
+        whole = dense()
+        if not as_finite(slim, whole):
+            reason = "the forward needs more than one channel for finite outputs"
+            return Failure(reason=reason), is_finite
+        if not as_finite(zero, whole):
+            return None, is_finite
+    return None if outputs.agree(slim, zero) else Failure(reason=DIFFERS), is_finite
 
 
 class Trial:
@@ -318,10 +296,11 @@ class Trial:
 
     Args:
         model: the network, in eval mode; see ``awake``.
-        bolder: the same with other weights, for one round; see ``bold``.
+        bold: what makes its weights larger, for one round.
         graph: its structure.
         run: calls a network of the model's type on the example inputs.
-        training: the pruned network of the first round must run in training mode, too.
+        training: returns whether the network runs in training mode: then the pruned one of the
+            first round must, too.
 
     Attributes:
         failure: why a round could not be followed; None if all could.
@@ -331,14 +310,15 @@ class Trial:
     def __init__(
         self,
         model: nn.Module,
-        bolder: nn.Module | None,
+        bold: Bold | None,
         graph: StructureGraph,
         run: Forward,
         *,
-        training: bool = False,
+        training: Callable[[], bool] | None = None,
     ) -> None:
         rng = np.random.default_rng(0)
         self._model, self._graph, self._run = model, graph, run
+        self._workspace = Workspace()
         self._found: list[tuple[Group, IntArray, Failure]] = []
         self.failure: Failure | None = None
         groups = [group for group in graph.groups if group.frozen is None]
@@ -346,8 +326,8 @@ class Trial:
         self.least = False
         differ = len({group.min_keep for group in groups}) > 1
         for number in range(LEAST_ROUND + 1 + differ if groups else 0):
-            self.least, self._training = number == LEAST_ROUND, training and number == 0
-            self._subject = bolder if bolder is not None and number == BOLD_ROUND else model
+            self.least, self._training = number == LEAST_ROUND, None if number else training
+            self._bold = bold if number == BOLD_ROUND else None
             self._keep = np.ones(graph.num_units, dtype=bool)
             self._parts = [(group, lost[number]) for group, lost in zip(groups, parts, strict=True)]
             self.failure = self._try(self._parts)
@@ -377,12 +357,14 @@ class Trial:
         for _, removed in parts:
             trial[removed] = False
         failure = failure_of(
-            self._subject,
+            self._model,
             self._graph,
             trial,
             self._run,
             finite=self.least,
             training=self._training,
+            bold=self._bold,
+            workspace=self._workspace,
         )
         if failure is None:
             self._keep = trial

@@ -34,6 +34,19 @@ def batch_norm(recorder: LabelRecorder, call: OpCall) -> None:
             recorder.set_labels(statistic, channels)
 
 
+def trilinear(recorder: LabelRecorder, call: OpCall) -> None:
+    """Read two inputs by the last two axes of one weight, as ``nn.Bilinear`` does."""
+    one, weight, other, *spread = call.args
+    axes = [recorder.axis_labels(weight, axis) for axis in range(weight.ndim)]
+    if spread[:4] != [[1, 3], [0], [1, 2], [2, 3]] or len(axes) != 3 or None in axes:
+        recorder.freeze_all(call, "product of three tensors, one of them no weight of its own")
+        return
+    outputs, *inputs = (axis for axis in axes if axis is not None)
+    for tensor, own in zip((one, other), inputs, strict=True):
+        recorder.store.unite(recorder.channel_labels(recorder.labels_of(tensor), -1), own)
+    recorder.set_labels(call.out, along(outputs, 1, call.out.shape))
+
+
 def layer_norm(recorder: LabelRecorder, call: OpCall) -> None:
     """Tie the parameters to the channels; normalising over several labelled axes freezes."""
     source, normalized_shape, weight, bias = call.args[:4]

@@ -19,6 +19,7 @@ from prunegraph.graph.rules.layers import (
     layer_norm,
     mm,
     mv,
+    trilinear,
 )
 from prunegraph.graph.rules.movement import (
     as_strided,
@@ -316,6 +317,7 @@ def _table() -> dict[str, Rule]:
     table |= dict.fromkeys(("channel_shuffle", "native_channel_shuffle"), channel_shuffle)
     table |= {
         "cat": cat,
+        "_trilinear": trilinear,
         "as_strided_": restride,
         "split": split,
         "split_with_sizes": split,

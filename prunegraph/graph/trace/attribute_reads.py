@@ -5,6 +5,7 @@ import inspect
 import itertools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from types import CodeType, FunctionType
 from typing import Any
 
@@ -90,13 +91,14 @@ def set_after_init(kind: type) -> frozenset[str]:
     return frozenset().union(*(_set_by(function.__code__) for function in functions))
 
 
-def _set_by(code: CodeType) -> set[str]:
+@cache
+def _set_by(code: CodeType) -> frozenset[str]:
     """Return the attributes, of anything, that a function, and those inside it, set."""
     found = {each.argval for each in dis.get_instructions(code) if each.opname == "STORE_ATTR"}
     for inner in code.co_consts:
         if isinstance(inner, CodeType):
             found |= _set_by(inner)
-    return found
+    return frozenset(found)
 
 
 def _read_of(code: CodeType, owner: str) -> set[str]:

@@ -19,16 +19,28 @@ def tensors_in(tree: Any) -> list[Tensor]:
     Modules are none of those, nor caches of transformers, which only the network reads again.
     """
     found: list[Tensor] = []
-    seen: set[int] = set()
-    waiting = [(leaf, 0) for leaf in reversed(tree_leaves(tree))]
-    while waiting:
-        leaf, depth = waiting.pop()
-        if isinstance(leaf, Tensor):
-            found.append(leaf)
-        elif not isinstance(leaf, PLAIN) and id(leaf) not in seen and depth < DEEPEST:
-            seen.add(id(leaf))
-            waiting += [(each, depth + 1) for each in reversed(tree_leaves(_held_by(leaf)))]
+    _collect(tree, 0, set(), found)
     return found
+
+
+def _collect(item: Any, depth: int, seen: set[int], found: list[Tensor]) -> None:
+    """Append the tensors in an object that lies in ``depth`` others."""
+    kind = type(item)
+    if isinstance(item, Tensor):
+        found.append(item)
+    elif kind is tuple or kind is list:
+        for each in item:
+            _collect(each, depth, seen, found)
+    elif kind is dict:
+        for each in item.values():
+            _collect(each, depth, seen, found)
+    elif not isinstance(item, PLAIN):
+        leaves = tree_leaves(item)
+        if len(leaves) != 1 or leaves[0] is not item:  # another container that torch knows
+            _collect(leaves, depth, seen, found)
+        elif id(item) not in seen and depth < DEEPEST:
+            seen.add(id(item))
+            _collect(_held_by(item), depth + 1, seen, found)
 
 
 def _held_by(item: Any) -> list[Any]:

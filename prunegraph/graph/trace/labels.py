@@ -101,6 +101,13 @@ class LabelSet:
         place = labels.reshape(-1) - NEUTRAL
         return bool(self._held[place[place < len(self._held)]].any())
 
+    def has_all(self, labels: Tensor) -> bool:
+        """Return whether all of a tensor's labels, but those of constants, are in it."""
+        place = labels.reshape(-1) - NEUTRAL
+        place = place[place > 0]
+        within = place < len(self._held)
+        return bool(within.all()) and bool(self._held[place].all())
+
 
 class LabelStore:
     """Hands out labels and collects which of them are equal or frozen."""
@@ -108,8 +115,9 @@ class LabelStore:
     def __init__(self) -> None:
         self.num_labels = 0
         self.events: dict[int, FreezeEvent] = {}
-        self._left: list[IntArray] = []
+        self._left: list[IntArray] = []  # equalities that ``_component`` does not know yet
         self._right: list[IntArray] = []
+        self._component: IntArray = np.arange(0)
 
     def fresh(self, count: int) -> Tensor:
         """Return ``[count]`` new labels."""
@@ -144,11 +152,17 @@ class LabelStore:
 
     def components(self) -> IntArray:
         """Return ``[num_labels]`` the component of each label."""
-        if not self._left:
-            return np.arange(self.num_labels)
-        left, right = np.concatenate(self._left), np.concatenate(self._right)
-        ones = np.ones(len(left), dtype=np.int8)
-        shape = (self.num_labels, self.num_labels)
-        matrix = sparse.coo_array((ones, (left, right)), shape=shape)
-        _count, component = sparse.csgraph.connected_components(matrix, directed=False)
-        return np.asarray(component, dtype=np.int64)
+        known = self._component
+        first = int(known.max(initial=-1)) + 1
+        fresh = np.arange(first, first + self.num_labels - len(known))
+        known = np.concatenate([known, fresh])
+        if self._left:  # join the components that new equalities tie
+            left, right = known[np.concatenate(self._left)], known[np.concatenate(self._right)]
+            count = first + len(fresh)
+            ones = np.ones(len(left), dtype=np.int8)
+            matrix = sparse.coo_array((ones, (left, right)), shape=(count, count))
+            _count, joined = sparse.csgraph.connected_components(matrix, directed=False)
+            known = joined.astype(np.int64)[known]
+            self._left, self._right = [], []
+        self._component = known
+        return known.copy()

@@ -1,5 +1,6 @@
 """Knows which module's code is running."""
 
+import itertools
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -24,6 +25,9 @@ class ModuleStack:
         for kind in {type(module) for module in self._modules.values()}:
             for _, function in custom_functions(kind):
                 self._kinds.setdefault(function.__code__, set()).add(kind)
+        self._by_kind: dict[type, list[str]] = {}
+        for name, module in self._modules.items():
+            self._by_kind.setdefault(type(module), []).append(name)
         self._stack: list[str] = []
 
     @property
@@ -57,11 +61,8 @@ class ModuleStack:
         if isinstance(self._modules[self.current], tuple(kinds)):
             return self.current
         inside = f"{self.current}." if self.current else ""
-        found = [
-            name
-            for name, module in self._modules.items()
-            if name.startswith(inside) and type(module) in kinds
-        ]
+        named = (name for kind in kinds for name in self._by_kind[kind])
+        found = [*itertools.islice((name for name in named if name.startswith(inside)), 2)]
         return found[0] if len(found) == 1 else None
 
     def _enter(self, module: nn.Module, _args: object) -> None:

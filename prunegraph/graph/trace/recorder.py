@@ -18,7 +18,6 @@ from torch.nn.modules.module import (
     register_module_forward_hook,
     register_module_forward_pre_hook,
 )
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from prunegraph.graph.channel_gather import ChannelGather
@@ -28,6 +27,7 @@ from prunegraph.graph.trace.attribute_reads import attribute_reads, is_custom
 from prunegraph.graph.trace.calls import tensors_in
 from prunegraph.graph.trace.labels import (
     NEUTRAL,
+    LabelSet,
     along,
     is_neutral,
     narrow_alike,
@@ -38,6 +38,7 @@ from prunegraph.graph.trace.labels import (
 from prunegraph.graph.trace.lifetimes import LIKE
 from prunegraph.graph.trace.module_stack import ModuleStack
 from prunegraph.graph.trace.recording import RecordedGather, RecordedMean, Recording, SizeUse
+from prunegraph.graph.trace.steps import StepRecorder
 from prunegraph.graph.trace.weight_views import Sources, WeightView, constants, recurrent_weights
 
 MAX_ELEMENT_LABELS = 1 << 20
@@ -78,7 +79,7 @@ class OpCall:
         return tensors_in(self.out)
 
 
-class LabelRecorder(TorchDispatchMode):
+class LabelRecorder(StepRecorder):
     """Dispatch mode that runs each op and applies its label rule.
 
     Args:
@@ -90,7 +91,7 @@ class LabelRecorder(TorchDispatchMode):
     def __init__(
         self, model: nn.Module, rules: Mapping[str, Rule], *, by_width: bool = False
     ) -> None:
-        super().__init__()
+        super().__init__(rules)
         self._model = model
         self.by_width = by_width
         self._multihead = {
@@ -127,27 +128,19 @@ class LabelRecorder(TorchDispatchMode):
             )
         self.sources = Sources(self._stored_name, lambda tensor: is_neutral(self.labels_of(tensor)))
         self._buffers = {name for name, _ in held}
-        self._buffer_labels: list[Tensor] = []
+        self._buffer_labels, self._element_labels = LabelSet(), LabelSet()
 
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
-        """Run the op, then label what it returned."""
-        kwargs = kwargs or {}
-        name = func._schema.name.removeprefix("aten::")
-        if self._gather_depth or name in self._rules:
-            return self._run(func, args, kwargs, name)
-        with self:
-            decomposed = func.decompose(*args, **kwargs)
-        if decomposed is not NotImplemented:
-            return decomposed
-        return self._run(func, args, kwargs, name)
+    def _runs_whole(self, name: str) -> bool:
+        return bool(self._gather_depth) or name in self._rules
 
     def _run(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], name: str) -> Any:
         out = func(*args, **kwargs)
         call = OpCall(func=func, args=args, kwargs=kwargs, out=out, name=name)
         self.recording.note_positions(call.tensors(), self.cause(call, "reads their positions"))
-        self.lifetimes.step(call.outputs())
+        outputs = call.outputs()
+        self.lifetimes.step(outputs)
+        if not self._gather_depth:
+            self._note(name, outputs)
         if not self._gather_depth or name == "cat":  # inside a gather cat's labels tell its size
             try:
                 self._rules.get(name, unknown_op)(self, call)
@@ -215,8 +208,9 @@ class LabelRecorder(TorchDispatchMode):
             else:
                 labels = self.store.fresh(prod(shape)).view(shape)
             self.recording.element_labels[view.name] = labels
+            self._element_labels.add(labels)
             if view.name in self._buffers:
-                self._buffer_labels.append(labels.reshape(-1))
+                self._buffer_labels.add(labels)
         parts = [each if isinstance(each, tuple) else (each,) for each in view.axes]
         stored = [axis for part in parts for axis in part if axis is not None]
         labels = self.recording.element_labels[view.name]
@@ -236,16 +230,11 @@ class LabelRecorder(TorchDispatchMode):
 
     def is_constant(self, labels: Tensor) -> bool:
         """Return whether the tensor was made from buffers and constants alone."""
-        if is_neutral(labels):
-            return True
-        known = torch.cat([torch.tensor([NEUTRAL]), *self._buffer_labels])
-        return bool(torch.isin(narrow_constant(labels), known).all())
+        return is_neutral(labels) or self._buffer_labels.has_all(narrow_constant(labels))
 
     def is_raw(self, labels: Tensor) -> bool:
         """Return whether the tensor has no labels but those of elements of stored tables."""
-        elements = [own.reshape(-1) for own in self.recording.element_labels.values()]
-        known = torch.cat([torch.tensor([NEUTRAL]), *elements])
-        return bool(torch.isin(narrow_constant(labels), known).all())
+        return self._element_labels.has_all(narrow_constant(labels))
 
     def is_head(self, labels: Tensor) -> bool:
         """Return whether the labels lie on a channel axis that a view divided."""

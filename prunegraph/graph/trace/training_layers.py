@@ -28,12 +28,13 @@ def unread_weights(recording: Recording) -> set[str]:
     """
     component = torch.from_numpy(recording.store.components())
     labels = [op.in_labels[op.in_labels != NEUTRAL] for op in recording.ops]
-    read = component[torch.cat([*labels, torch.tensor([*recording.store.events]).long()])]
+    read = torch.zeros(len(component), dtype=torch.bool)
+    read[component[torch.cat([*labels, torch.tensor([*recording.store.events]).long()])]] = True
     return {
         op.param
         for op in recording.ops
         if op.param is not None
-        and not bool(torch.isin(component[op.out_labels[op.out_labels != NEUTRAL]], read).any())
+        and not bool(read[component[op.out_labels[op.out_labels != NEUTRAL]]].any())
     }
 
 
