@@ -51,6 +51,7 @@ from prunegraph.runs.parallel.machine import is_out_of_memory, resolve_device
 from prunegraph.runs.target import IMAGES_RECIPE, Target, pretrain_recipe
 from prunegraph.tasks.classification import layout_of
 from prunegraph.tasks.image_classification import ImageClassification
+from prunegraph.training.lora import peft_library
 
 DEFAULT_ARCH = "digits_resnet"
 DEFAULT_DATASET = "digits"
@@ -341,9 +342,11 @@ def check_trainable(target: Target, options: PruningOptions) -> None:
     """Raise ModelError if the network or a pruned one cannot be trained: before a long search.
 
     A forward may return more in training mode, or use layers that the analysis, which runs in eval
-    mode, has not seen.
+    mode, has not seen. LoRA without its library is a ConfigError.
     """
     epochs = options.finetune_epochs
+    if options.finetune_lora is not None:
+        peft_library()
     if target.recipe.epochs if epochs is None else epochs:
         check_training(target.task, target.structure, "--finetune-epochs 0")
 

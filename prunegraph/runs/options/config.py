@@ -22,7 +22,6 @@ from prunegraph.rewards.config import check_range
 from prunegraph.runs.options.checks import check_at_least, check_at_most, check_usable
 from prunegraph.runs.options.help import HIDDEN, Section
 from prunegraph.runs.options.tasks import TaskOptions
-from prunegraph.training.lora import peft_library
 
 MAX_SEED = 2**32 - 10_000
 """The largest seed: numpy takes 32 bits, and runs count on from it."""
@@ -279,11 +278,9 @@ class PruningOptions(BudgetOptions):
         kind = self.budget().kind
         check_at_least("finetune_epochs", self.finetune_epochs, 0)
         check_at_least("finetune_lora", self.finetune_lora, 1)
-        if self.finetune_lora is not None:
-            peft_library()  # told before any work
-            if kind == "weights":
-                msg = "finetune_lora would fill the zeros of a sparsity: leave one of them out"
-                raise ConfigError(msg)
+        if self.finetune_lora is not None and kind == "weights":
+            msg = "finetune_lora would fill the zeros of a sparsity: leave one of them out"
+            raise ConfigError(msg)
         check_at_least("batch_size", self.batch_size, 2)
         check_at_least("calibration_images", self.calibration_images, 1)
         check_at_least("workers", self.workers, 1)
