@@ -168,7 +168,8 @@ class Reconstruction:
         if held_out is None:
             samples, held_out = _parted(samples)
         size = batch_size(task, graph, BATCH_SIZE)
-        warn_of_few(_num_tokens(samples) * len(samples), widest(graph))
+        if not isinstance(samples.source, ReadyBatches):  # of which each holds many samples
+            warn_of_few(_num_tokens(samples) * len(samples), widest(graph))
 
         def send(batches: Callable[[], Iterable[Batch]], network: nn.Module) -> None:
             for batch in batches():

@@ -371,11 +371,13 @@ def check_trainable(target: Target, options: PruningOptions) -> None:
     """Raise an error if the network or a pruned one cannot be trained: before a long search.
 
     A forward may return more in training mode, or use layers that the analysis, which runs in eval
-    mode, has not seen.
+    mode, has not seen. LoRA without its library is a ConfigError.
     """
     if options.finetune_lora is not None:
         peft_library()
     epochs = options.finetune_epochs
+    if options.finetune_lora is not None:
+        peft_library()
     if target.recipe.epochs if epochs is None else epochs:
         check_training(target.task, target.structure, "--finetune-epochs 0")
 

@@ -55,9 +55,8 @@ class TestPathways(WeightMethodConformance):
         del max_networks
         return pose(seed)
 
-    def test_the_budget_is_met_and_used_up(self) -> None:
+    def check_budget(self, problem: Problem, result: Result) -> None:
         """For each language, exactly; the union's control keeps more, and is none to choose."""
-        problem, result = self._run()
         size = sum(weight.size for weight in prunable_weights(problem.task.model).values())
         asked = size - round(0.8 * size)
         if self.name == OneMaskOfUnion.name:
