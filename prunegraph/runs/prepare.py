@@ -376,8 +376,6 @@ def check_trainable(target: Target, options: PruningOptions) -> None:
     if options.finetune_lora is not None:
         peft_library()
     epochs = options.finetune_epochs
-    if options.finetune_lora is not None:
-        peft_library()
     if target.recipe.epochs if epochs is None else epochs:
         check_training(target.task, target.structure, "--finetune-epochs 0")
 
