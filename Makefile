@@ -10,8 +10,8 @@ $(VENV)/.installed: pyproject.toml
 	$(BIN)/python -m pip install --quiet --upgrade-strategy only-if-needed --editable '.[dev]'
 	touch $@
 
-demo: $(VENV)/.installed  ## the main job on the embedded data set: pretrain, search, prune, fine-tune, compare
-	$(BIN)/python train_agent.py --keep-macs 0.25
+demo: $(VENV)/.installed  ## the main job on an embedded data set: pretrain, search, prune, fine-tune, compare
+	$(BIN)/python train_agent.py --dataset clutter --pretrain-epochs 15 --keep-macs 0.25 --networks 80
 
 test: $(VENV)/.installed  ## the fast tests
 	$(BIN)/python -m pytest -q -n 2 --dist worksteal -m "not slow"

@@ -123,9 +123,11 @@ def measure(
     if hold_out:
         images, judge = halves(images)
     place = make_workplace(changed, [with_search(target, images)], [run], console)
+    context = place.contexts[0]
     method = agent_search(changed)
     with console.progress(f"{name}, seed {seed}", changed.networks) as report:
-        problem = place.contexts[0].problem(
+        problem = context.measures.problem(
+            context.budget,
             seed=seed,
             max_networks=changed.networks,
             folder=run.search(name, seed),

@@ -13,13 +13,14 @@ import gc
 import json
 import time
 from dataclasses import fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch.profiler import ProfilerActivity, profile
-from weights_cells import TEST, Setting, num_bytes
+from weights_cells import TEST, Setting, num_bytes, recover
 
 from prunegraph.core.budget import Budget
 from prunegraph.core.files import write_json
@@ -62,6 +63,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--sequences", type=int, default=40, help="windows that are fitted on")
     parser.add_argument("--share", type=float, default=0.533, help="of the neurons, that goes")
     parser.add_argument("--plan", nargs="+", choices=PLANS, default=["rounds"])
+    parser.add_argument("--whole", action="store_true", help="score the whole test text, too")
+    parser.add_argument("--recover", type=int, metavar="EPOCHS", help="fine-tune each row, too")
+    parser.add_argument("--rank", type=int, default=8, help="of LoRA; 0 = train all weights")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--layers", type=int, nargs="+", default=[6, 12, 24, 30])
     return parser.parse_args()
@@ -113,20 +117,30 @@ def table(options: argparse.Namespace) -> None:
     for seed, method in [(s, own) for s in options.seeds for plan in plans for own in PLANS[plan]]:
         words = words_of(method)
         path = options.out / f"{options.share}-{options.sequences}-{words}-{seed}.json"
-        if not path.is_file():
+        known = json.loads(path.read_text()) if path.is_file() else {}
+        asked = {"whole": options.whole, "recovered": options.recover}
+        if not known or any(value and name not in known for name, value in asked.items()):
             task, problem = problem_of(options, seed, uniform=isinstance(method, MaskPrune))
             problem = replace(problem, folder=path.with_suffix(""))
             started = time.process_time()
             result = method.prune(problem)
             seconds = time.process_time() - started
-            windows = Setting(model=options.model, text=options.text).windows(options.test)
+            setting = Setting(model=options.model, text=options.text)
             assert result.model is not None
-            score = task.score(result.model, windows).value
-            found = {**result.details, "perplexity": score, "cpu_seconds": seconds}
-            write_json(path, {"method": words, "seed": seed, **found, "machine": machine()})
+            score = partial(task.score, result.model)
+            found = {"perplexity": score(setting.windows(options.test)).value}
+            if options.whole:
+                found["whole"] = score(setting.windows(options.test, whole=True)).value
+            if options.recover:
+                given = {"epochs": options.recover, "rank": options.rank, "seed": seed}
+                recover(task, result.model, **given, checkpoint=path.with_suffix(".checkpoint"))
+                found["recovered"] = score(setting.windows(options.test)).value
+            known = {"method": words, "seed": seed, **result.details, **found}
+            write_json(path, {**known, "cpu_seconds": seconds, "machine": machine()})
         found = json.loads(path.read_text())
         print(
             f"| {words} | seed {seed} | {found['perplexity']:.2f} | "
+            f"{found.get('whole', '')} | {found.get('recovered', '')} | "
             f"{found.get('allocation', '')} | {found['cpu_seconds']:.0f} s |",
             flush=True,
         )

@@ -32,7 +32,7 @@ from prunegraph.methods.context import Context
 from prunegraph.methods.method import Problem, Result
 from prunegraph.methods.obs.magnitude import magnitude_mask
 from prunegraph.methods.pathways import MaskedTraining, OneMask, Pathways
-from prunegraph.methods.registry import PATHWAYS
+from prunegraph.methods.registry import PATHWAYS, load
 from prunegraph.models import WeightsInfo, load_weights, save_weights
 from prunegraph.runs.report.report import machine
 from prunegraph.runs.tasks import PROXY_RECIPE, SPEECH_RECIPE
@@ -73,7 +73,7 @@ ROWS: Mapping[str, Callable[..., Any]] = {
     "dense": Dense,
     "one shot": OneShot,
     "random masks": RandomMasks,
-    **PATHWAYS,
+    **{name: load(home) for name, home in PATHWAYS.items()},
     "pathways, reselect": lambda **given: Pathways(**given, reselect=True),
     "pathways, start=magnitude": lambda **given: Pathways(
         **given, reselect=True, start="magnitude"

@@ -22,7 +22,7 @@ import prunegraph as pg
 from prunegraph.core.files import write_json
 from prunegraph.methods.randomized.method import Levels
 from prunegraph.methods.randomized.run import samples
-from prunegraph.methods.registry import RANDOMIZED
+from prunegraph.methods.registry import RANDOMIZED, make_method
 from prunegraph.runs.options.fields import with_options
 from prunegraph.runs.report.report import machine
 from prunegraph.tasks.text_classification import TextClassification
@@ -101,7 +101,7 @@ def run_cell(
 ) -> Row:
     """Return the figures of one method, sparsity and seed."""
     shared = ("candidates", "early", "steps", "batch_size", *("lr",) * (options.lr is not None))
-    method: Any = RANDOMIZED[name]()
+    method: Any = make_method(name)
     method = with_options(method, {each: str(getattr(options, each)) for each in shared})
     assert isinstance(method, Levels)
     folder = options.out / task_name(options.table) / f"{name}-{sparsity}-{seed}"

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from prunegraph.core.budget import Budget
 from prunegraph.core.splits import TestSplit
+from prunegraph.core.task import Task
 from prunegraph.data.text import TokenWindows, read_tokens
 from prunegraph.methods.context import make_problem
 from prunegraph.methods.method import Result
@@ -28,6 +29,7 @@ from prunegraph.methods.obs.wanda import Wanda
 from prunegraph.models.pretrained import load_pretrained, load_tokenizer
 from prunegraph.tasks.causal_lm import CausalLM, causal_lm
 from prunegraph.tasks.texts import encoder
+from prunegraph.training.loop import FinetuneConfig, finetune
 
 DENSE = "dense"
 TEST = "wikitext2-test"
@@ -171,6 +173,34 @@ def pruned(task: CausalLM, cell: Cell, *, score: bool) -> tuple[Result, dict[str
     if score and errors:
         found["mean_error"] = sum(errors.values()) / len(errors)
     return result, found
+
+
+def recover(
+    task: Task, model: nn.Module, *, epochs: int, rank: int, seed: int, checkpoint: Path
+) -> None:
+    """Fine-tune a pruned network on the calibration windows, half by the dense one's outputs.
+
+    Args:
+        task: the dense network and its text.
+        model: the network, changed in place.
+        epochs: passes over the windows.
+        rank: of LoRA; 0 = all weights are trained.
+        seed: of the order.
+        checkpoint: where an interrupted training is kept.
+    """
+    recipe = FinetuneConfig(
+        epochs=epochs,
+        batch_size=2,
+        peak_lr=1e-4,
+        warmup_epochs=0.1 * epochs,
+        optimizer="adamw",
+        distill_weight=0.5,
+        lora_rank=rank,
+    )
+    finetune(
+        model.requires_grad_(), task, recipe, seed=seed, teacher=task.model, checkpoint=checkpoint
+    )
+    checkpoint.unlink(missing_ok=True)
 
 
 def num_bytes(model: nn.Module) -> int:

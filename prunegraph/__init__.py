@@ -21,9 +21,12 @@ if TYPE_CHECKING:
     from prunegraph.layerwise.recalibrate import recalibrate_bn
     from prunegraph.layerwise.reconstruct import Reconstruction
     from prunegraph.layerwise.sequential import LayerwiseReconstruction
+    from prunegraph.models import load
     from prunegraph.runs.pretrained import save_pretrained
-    from prunegraph.runs.prune import PruneResult, prune
-    from prunegraph.training.loop import finetune
+    from prunegraph.runs.prune import prune, scores
+    from prunegraph.runs.result import PruneResult
+    from prunegraph.training.callbacks import lightning_callback, trainer_callback
+    from prunegraph.training.loop import FinetuneConfig, finetune
     from prunegraph.training.slimmable import Subnets
 
 __version__ = "0.1.0"
@@ -32,6 +35,7 @@ __all__ = [
     "Budget",
     "ChannelMask",
     "Cost",
+    "FinetuneConfig",
     "LayerwiseReconstruction",
     "PruneGraphError",
     "PruneResult",
@@ -44,6 +48,8 @@ __all__ = [
     "apply_mask",
     "export",
     "finetune",
+    "lightning_callback",
+    "load",
     "load_masked",
     "load_pruned",
     "methods",
@@ -52,8 +58,10 @@ __all__ = [
     "save_masked",
     "save_pretrained",
     "save_pruned",
+    "scores",
     "tasks",
     "to_semi_structured",
+    "trainer_callback",
     "zero_mask",
 ]
 
@@ -88,12 +96,21 @@ _HOMES = {
     "prunegraph.layerwise.reconstruct": ("Reconstruction",),
     "prunegraph.layerwise.sequential": ("LayerwiseReconstruction",),
     "prunegraph.methods": ("methods",),
+    "prunegraph.models": ("load",),
     "prunegraph.runs.pretrained": ("save_pretrained",),
     "prunegraph.runs.prune": (
-        "PruneResult",
         "prune",
+        "scores",
     ),
-    "prunegraph.training.loop": ("finetune",),
+    "prunegraph.runs.result": ("PruneResult",),
+    "prunegraph.training.callbacks": (
+        "lightning_callback",
+        "trainer_callback",
+    ),
+    "prunegraph.training.loop": (
+        "FinetuneConfig",
+        "finetune",
+    ),
     "prunegraph.tasks": ("tasks",),
     "prunegraph.training.slimmable": ("Subnets",),
 }

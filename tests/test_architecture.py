@@ -19,7 +19,8 @@ ORDER = (
 MAX_LINES = 450
 MAX_FILES = 25
 OPTIONAL = {"onnx", "onnxruntime", "onnxscript", "ray"}
-OPTIONAL |= {"datasets", "tokenizers", "transformers", "soundfile", "jiwer"}
+OPTIONAL |= {"datasets", "tokenizers", "transformers", "soundfile", "jiwer", "peft"}
+OPTIONAL |= {"timm", "huggingface_hub", "pytorch_lightning"}
 PARSED = {path: ast.parse(path.read_text()) for path in sorted(PACKAGE.rglob("*.py"))}
 TESTS = {path: ast.parse(path.read_text()) for path in sorted((ROOT / "tests").rglob("test_*.py"))}
 

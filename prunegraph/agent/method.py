@@ -16,7 +16,6 @@ from prunegraph.agent.policies import TrainedPolicy, find_policy
 from prunegraph.agent.search import train_policy
 from prunegraph.agent.subject import Subject
 from prunegraph.methods.method import ChannelMethod, Problem, Result, Role
-from prunegraph.methods.registry import OTHERS, SCHEMES, SEARCHES
 
 Given = TrainedPolicy | Path | str
 """A policy: itself, its file, the folder of its run, or the name of one of the package."""
@@ -157,8 +156,3 @@ def _report(problem: Problem, networks: int) -> None:
 
 def _found(policy: Given) -> TrainedPolicy:
     return policy if isinstance(policy, TrainedPolicy) else find_policy(policy)
-
-
-OTHERS["agent"] = AgentSearch
-SEARCHES["sampler"] = Sampler
-SCHEMES["policy"] = AppliedPolicy

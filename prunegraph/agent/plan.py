@@ -13,9 +13,10 @@ from prunegraph.agent.train import AgentConfig
 from prunegraph.core.budget import Budget
 from prunegraph.core.errors import ConfigError
 from prunegraph.env import check_at_stake
+from prunegraph.evaluation.evaluator import metric_of
 from prunegraph.methods.method import Problem
 from prunegraph.methods.prior import NUM_PRIORS
-from prunegraph.rewards.config import Metric, metric_of
+from prunegraph.rewards.config import Metric
 
 FINALISTS = 8
 """Masks that are scored on the whole search split at the end of a search, at the least."""

@@ -20,13 +20,8 @@ from prunegraph.agent.shipped import is_shipped, shipped_policies
 from prunegraph.core.errors import ArtefactError, ConfigError, first_line, suggest
 from prunegraph.core.files import POLICY_FILE, write_bytes, write_json
 from prunegraph.core.masks import FloatArray
-from prunegraph.core.reading import (
-    checked,
-    holds_numbers,
-    read_bytes,
-    read_json,
-    read_safetensors,
-)
+from prunegraph.core.reading import checked, read_bytes, read_json
+from prunegraph.core.tensors import holds_numbers, read_safetensors
 
 POLICY_SCHEMA = 3
 """Of policies."""

@@ -19,11 +19,12 @@ from torch import Tensor, nn
 from prunegraph.core.errors import ArtefactError, ConfigError, MaskError, one_line
 from prunegraph.core.files import file_digest, write_bytes, write_json
 from prunegraph.core.masks import ChannelMask, pack_bits, unpack_bits
-from prunegraph.core.reading import checked, read_json, read_safetensors
+from prunegraph.core.reading import checked, read_json
 from prunegraph.core.seeding import seeded
-from prunegraph.core.tensors import load_state, state_tensors, to_safetensors
+from prunegraph.core.tensors import load_state, read_safetensors, state_tensors, to_safetensors
 from prunegraph.graph import AttentionUnit, ExampleInputs, StructureGraph, analyse, unwrap
 from prunegraph.graph.apply import apply_mask
+from prunegraph.graph.depth import with_depth
 from prunegraph.models import save_pretrained_layout
 
 SCHEMA = 1
@@ -183,6 +184,7 @@ def save_pruned(
         },
         "graph": graph.fingerprint(),
         "attention": graph.attention,
+        **({} if graph.min_keep.all() else {"depth": True}),
         "weights": {"file": weights_path.name, "sha256": digest},
     }
     record = make_record(recipe_path, info, own)
@@ -285,6 +287,8 @@ def load_pruned(
             if example_inputs is None:
                 example_inputs = torch.randn(info.example_shape)
             graph = analyse(dense, example_inputs, attention=attention)
+            if record.get("depth") is True:
+                graph = with_depth(dense, graph, example_inputs)
     if graph.fingerprint() != record["graph"]:
         msg = (
             f"{path} describes a network of another structure than the {info.arch} that was built "

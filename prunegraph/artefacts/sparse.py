@@ -12,8 +12,8 @@ from prunegraph.core.errors import ArtefactError, MaskError, first_line
 from prunegraph.core.files import write_bytes
 from prunegraph.core.kept import pack_kept, unpack_kept
 from prunegraph.core.masks import from_bytes, to_bytes
-from prunegraph.core.reading import checked, parse_json, read_safetensors
-from prunegraph.core.tensors import load_state, state_tensors, to_safetensors
+from prunegraph.core.reading import checked, parse_json
+from prunegraph.core.tensors import load_state, read_safetensors, state_tensors, to_safetensors
 from prunegraph.core.weight_mask import WeightMask
 from prunegraph.graph import unwrap
 

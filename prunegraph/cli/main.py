@@ -1,8 +1,8 @@
 """The command line: ``prunegraph COMMAND [options]``.
 
 Exits with 0 on success, 2 with one line on standard error on bad input, 130 on Ctrl-C and
-SIGTERM. Each module is loaded when it is needed: the overview waits for nothing, help and
-mistakes for no more than torch.
+SIGTERM. Each module is loaded when it is needed: help and mistakes wait for the options alone, not
+for torch.
 """
 
 import contextlib
@@ -79,8 +79,8 @@ COMMANDS = {
     ),
     "compare": Command(
         "compare with every baseline, fine-tuned",
-        "runs.options.compare:ComparisonsConfig",
-        "runs.comparisons:run_comparisons",
+        "runs.options.compare:CompareConfig",
+        "runs.runner:run_plan",
     ),
     "inspect": Command(
         "print groups, costs, and what is frozen",
@@ -95,7 +95,7 @@ COMMANDS = {
     "verify": Command(
         "check every figure of a run from its files",
         "runs.options.tools:VerifyConfig",
-        "runs.verify.summary:run_verify",
+        "runs.verify.run:verify_run",
     ),
 }
 
@@ -174,7 +174,7 @@ def _signals_interrupt() -> Iterator[None]:
 
 
 def _fail(message: str, code: int) -> int:
-    if not load("runs.parallel.machine").speaks():
+    if not load("runs.parallel.ranks").speaks():
         return code
     sys.stdout.flush()
     line = "".join(letter if letter.isprintable() else "?" for letter in " ".join(message.split()))
@@ -204,7 +204,7 @@ def _dispatch(words: list[str]) -> None:
     config = load("runs.options.yaml_file").parse(load(COMMANDS[name].options), words[1:])
     if config is None:
         return
-    if load("runs.parallel.machine").num_ranks() > 1 and name not in TRAINING:
+    if load("runs.parallel.ranks").num_ranks() > 1 and name not in TRAINING:
         msg = f"`prunegraph {name}` trains nothing that ranks could share: leave torchrun away"
         raise ConfigError(msg)
     load("runs.parallel.torchrun").run_job(load(COMMANDS[name].job), config)

@@ -7,7 +7,10 @@ from typing import Any, Literal
 from prunegraph.core.errors import BudgetError
 from prunegraph.core.pattern import Pattern
 
-SHAPES = frozenset({"round_to", "uniform"})
+AttentionUnit = Literal["head", "width"]
+"""What can leave an attention: a whole head, or a part of the width of all."""
+
+SHAPES = frozenset({"round_to", "uniform", "depth"})
 """Names of what rules over the widths, and is no limit by itself."""
 
 PATTERN_ROUNDING = 5e-4
@@ -35,6 +38,8 @@ class Budget:
             of them, or the group's minimum where the whole group is smaller. No limit by itself.
         uniform: layers that stand at the same place of repeated blocks keep equally many channels,
             so that one number of a config tells the width of all. No limit by itself.
+        depth: sub-layers of residual blocks (an MLP, an attention) may leave wholly, so that depth
+            and widths compete. No limit by itself.
         sparsity: this share, in [0, 1), of the prunable weights becomes zero.
         pattern: where the zeros lie, as ``"2:4"`` (see ``Pattern``), which fixes the sparsity;
             default: anywhere.
@@ -46,6 +51,7 @@ class Budget:
     max_latency: float | None = None
     round_to: int | None = None
     uniform: bool = False
+    depth: bool = False
     sparsity: float | None = None
     pattern: str | None = None
 
@@ -58,6 +64,9 @@ class Budget:
             )
             raise BudgetError(msg)
         self._check_numbers()
+        if self.uniform and self.depth:
+            msg = "uniform keeps one width for all layers, depth removes some: give one of them"
+            raise BudgetError(msg)
         if self.sparsity is not None:
             self._check_sparsity(self.sparsity)
 
@@ -119,10 +128,10 @@ class Budget:
 
     def _check_numbers(self) -> None:
         for name, value in self.as_dict().items():
-            if name == "pattern" or (name, value) == ("uniform", True):
+            if name == "pattern" or (name in ("uniform", "depth") and value is True):
                 continue
-            if name == "uniform":
-                msg = f"uniform={value!r} must be True or False"
+            if name in ("uniform", "depth"):
+                msg = f"{name}={value!r} must be True or False"
                 raise BudgetError(msg)
             if isinstance(value, bool) or not isinstance(value, Real):
                 msg = f"{name}={value!r} must be a number, not of type {type(value).__name__}"

@@ -9,7 +9,7 @@ import json
 import math
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -110,6 +110,29 @@ class Console:
                 bar.update(task, completed=completed, note=note)
 
             yield report
+
+
+Told = Callable[[int, str], None]
+"""Called by a method with the number of networks run, or the percent done, and a word."""
+
+
+@contextlib.contextmanager
+def shown(progress: Told | bool, label: str, total: int) -> Iterator[Told | None]:
+    """Yield a function that shows progress: a user's own, or on a terminal, if it is wanted, a bar.
+
+    Args:
+        progress: a function, which is yielded as it is; or whether a terminal shows a bar.
+        label: what is being done.
+        total: number of steps; 0 = it cannot be told.
+    """
+    if not isinstance(progress, bool):
+        yield progress
+    elif progress and sys.stdout.isatty():
+        with Console().progress(label, total or 1) as report:
+            yield lambda completed, note: report(completed, note)
+            report(total or 1, "done")
+    else:
+        yield None
 
 
 class PlainProgress:

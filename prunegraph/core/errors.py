@@ -20,6 +20,12 @@ def suggest(name: str, names: Iterable[str]) -> str:
     return f" (did you mean {nearest[0]!r}?)" if nearest else ""
 
 
+def nearest(name: str, names: Iterable[str], most: int = 3) -> str:
+    """Return the nearest of ``names``, or the first ones if none is near, with commas between."""
+    known = list(names)
+    return ", ".join(difflib.get_close_matches(name, known, most, cutoff=0.4) or known[:most])
+
+
 class PruneGraphError(Exception):
     """Base of all errors that prunegraph raises on purpose; the command line exits with 2."""
 

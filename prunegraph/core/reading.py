@@ -1,38 +1,24 @@
 """Files that anybody may have made: read within limits, checked, never run.
 
-JSON and safetensors are all that is read here; both hold values only. Whatever is wrong with a file
-ends in one ArtefactError that names it.
+JSON is all that is read here, and safetensors in ``tensors.py``; both hold values only. Whatever is
+wrong with a file ends in one ArtefactError that names it.
 """
 
 import dataclasses
 import json
-import re
 import types
 import typing
 from collections.abc import Mapping
 from pathlib import Path
-from typing import IO, Any
-
-import safetensors
-import torch
-from torch import Tensor
+from typing import Any
 
 from prunegraph.core.errors import ArtefactError
 
 MAX_JSON_BYTES = 16 * 1024**2
 """The largest that we write is a hundredth of it; what it can hold takes 400 MB at most."""
 
-MAX_HEADER_BYTES = 100 * 10**6
-"""The largest header that safetensors itself reads."""
-
-MAX_TENSORS = 100_000
-"""Tensors of a file; the largest language models have as many in all their files together."""
-
 MAX_IMAGE_SIZE = 2048
 """Side of an image that a file or an option may ask for: a batch of 128 takes 6 GB then."""
-
-_TEXT = re.compile(rb'"(?:[^"\\]++|\\.)*+"?', re.DOTALL)
-"""A JSON text, or one without an end; possessive, so that no text takes more than one pass."""
 
 MAX_INTEGER = 2**63
 """Larger counts and seeds fit no tensor, and overflow when they are divided."""
@@ -41,9 +27,6 @@ MAX_DEPTH = 50
 """Lists and objects inside one another; Python's own limit depends on who calls."""
 
 SCALARS = (int, float, bool, str)
-
-FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-"""Types of numbers that networks are stored in."""
 
 
 def read_json(path: Path) -> Any:
@@ -241,37 +224,3 @@ def _misfit(value: Any, shape: Any, where: str) -> Any:
         found = ascii(value)[:40]
     msg = f"{where} is {found}, where {wanted} belongs: the file is damaged or of another version"
     raise ArtefactError(msg)
-
-
-def holds_numbers(tensor: Tensor) -> bool:
-    """Tell whether a tensor holds finite real numbers of a type that networks are stored in."""
-    return tensor.dtype in FLOATS and bool(torch.isfinite(tensor).all())
-
-
-def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Return the tensors and the metadata of a safetensors file.
-
-    Raises:
-        ArtefactError: the file is missing, no regular file, truncated or no safetensors file, or
-            lists too many tensors.
-    """
-    check_file(path)
-    try:
-        with path.open("rb") as stream:
-            _check_header(stream, path)
-        with safetensors.safe_open(path, framework="pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # no dict
-            return tensors, dict(file.metadata() or {})
-    except ArtefactError:
-        raise
-    except Exception as error:  # a header that lies makes the reader raise about anything
-        msg = f"{path} is truncated or no safetensors file ({error}): download or make it again"
-        raise ArtefactError(msg) from error
-
-
-def _check_header(stream: IO[bytes], path: Path) -> None:
-    """Raise ArtefactError if a header lists more tensors than any file has; it is not parsed."""
-    header = stream.read(min(int.from_bytes(stream.read(8), "little"), MAX_HEADER_BYTES))
-    if _TEXT.sub(b"", header).count(b"{") > MAX_TENSORS:
-        msg = f"{path} lists more than {MAX_TENSORS:,} tensors, which no network has: replace it"
-        raise ArtefactError(msg)

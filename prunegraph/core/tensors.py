@@ -1,14 +1,30 @@
-"""A network's tensors as safetensors: written once each, loaded all or none."""
+"""A network's tensors as safetensors: written once each, read within limits, loaded all or none."""
 
 import hashlib
+import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import IO
 
+import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor, nn
 
 from prunegraph.core.errors import ArtefactError
+from prunegraph.core.reading import check_file
+
+MAX_HEADER_BYTES = 100 * 10**6
+"""The largest header that safetensors itself reads."""
+
+MAX_TENSORS = 100_000
+"""Tensors of a file; the largest language models have as many in all their files together."""
+
+_TEXT = re.compile(rb'"(?:[^"\\]++|\\.)*+"?', re.DOTALL)
+"""A JSON text, or one without an end; possessive, so that no text takes more than one pass."""
+
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+"""Types of numbers that networks are stored in."""
 
 
 def state_tensors(model: nn.Module) -> dict[str, Tensor]:
@@ -52,6 +68,40 @@ def to_safetensors(
     }
     content: bytes = safetensors.torch.save(copies, dict(metadata or {}))
     return content
+
+
+def holds_numbers(tensor: Tensor) -> bool:
+    """Tell whether a tensor holds finite real numbers of a type that networks are stored in."""
+    return tensor.dtype in FLOATS and bool(torch.isfinite(tensor).all())
+
+
+def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Return the tensors and the metadata of a safetensors file.
+
+    Raises:
+        ArtefactError: the file is missing, no regular file, truncated or no safetensors file, or
+            lists too many tensors.
+    """
+    check_file(path)
+    try:
+        with path.open("rb") as stream:
+            _check_header(stream, path)
+        with safetensors.safe_open(path, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # no dict
+            return tensors, dict(file.metadata() or {})
+    except ArtefactError:
+        raise
+    except Exception as error:  # a header that lies makes the reader raise about anything
+        msg = f"{path} is truncated or no safetensors file ({error}): download or make it again"
+        raise ArtefactError(msg) from error
+
+
+def _check_header(stream: IO[bytes], path: Path) -> None:
+    """Raise ArtefactError if a header lists more tensors than any file has; it is not parsed."""
+    header = stream.read(min(int.from_bytes(stream.read(8), "little"), MAX_HEADER_BYTES))
+    if _TEXT.sub(b"", header).count(b"{") > MAX_TENSORS:
+        msg = f"{path} lists more than {MAX_TENSORS:,} tensors, which no network has: replace it"
+        raise ArtefactError(msg)
 
 
 def load_state(model: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:

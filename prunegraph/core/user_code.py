@@ -10,12 +10,13 @@ from typing import Any
 
 from prunegraph.core.errors import ConfigError, ModelError, PruneGraphError, one_line
 
-TORCHVISION_PREFIX = "torchvision:"
+TORCHVISION_PREFIX, TIMM_PREFIX, HF_PREFIX = LIBRARIES = ("torchvision:", "timm:", "hf:")
+"""What stands before the names of networks of libraries."""
 
 
 def is_factory(spec: str) -> bool:
     """Tell whether a name is of the user's own code, which is run."""
-    return ":" in spec and not spec.startswith(TORCHVISION_PREFIX)
+    return ":" in spec and not spec.startswith(LIBRARIES)
 
 
 def find_factory(spec: str) -> Callable[..., Any]:

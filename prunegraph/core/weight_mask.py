@@ -17,8 +17,8 @@ from prunegraph.core.errors import ArtefactError, BudgetError, MaskError, ModelE
 from prunegraph.core.files import write_bytes
 from prunegraph.core.masks import from_bytes, to_bytes
 from prunegraph.core.pattern import UNSTRUCTURED, Pattern
-from prunegraph.core.reading import checked, parse_json, read_safetensors
-from prunegraph.core.tensors import to_safetensors
+from prunegraph.core.reading import checked, parse_json
+from prunegraph.core.tensors import read_safetensors, to_safetensors
 
 SCHEMA = 1
 

@@ -12,7 +12,14 @@ from prunegraph.core.errors import DataError, suggest
 from prunegraph.core.splits import Dataset, ImageSource
 from prunegraph.data.cifar import find_download, read_cifar
 from prunegraph.data.decode import decode_all, stored_shape
-from prunegraph.data.digits import DIGITS_MEAN, DIGITS_STD, read_digits
+from prunegraph.data.digits import (
+    CLUTTER_MEAN,
+    CLUTTER_STD,
+    DIGITS_MEAN,
+    DIGITS_STD,
+    read_clutter,
+    read_digits,
+)
 from prunegraph.data.lazy import SMALL_SIDE, LazySource, centre_crop
 from prunegraph.data.memory import MemorySource
 from prunegraph.data.records import LAYOUT, SPLITS, Record, scan
@@ -23,11 +30,15 @@ Normalisation = tuple[tuple[float, ...], tuple[float, ...]]
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 NORMALISATION: dict[str, Normalisation] = {
     "digits": (DIGITS_MEAN, DIGITS_STD),
+    "clutter": (CLUTTER_MEAN, CLUTTER_STD),
     "cifar10": ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
     "cifar100": ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
     "imagenet": IMAGENET,
     "folder": IMAGENET,
 }
+EMBEDDED = {"digits": read_digits, "clutter": read_clutter}
+"""Data sets that come with a dependency, none of which is ever mirrored."""
+
 NUM_CLASSES = {"cifar10": 10, "cifar100": 100}
 CIFAR_SHAPE = (32, 32)
 DEFAULT_SIZE = 224
@@ -49,9 +60,10 @@ def load_dataset(
     """Load a data set with its train, search and test split.
 
     Args:
-        name: ``digits`` (embedded), ``cifar10``, ``cifar100``, ``imagenet`` or ``folder``.
+        name: ``digits`` or ``clutter`` (embedded), ``cifar10``, ``cifar100``, ``imagenet`` or
+            ``folder``.
         data_dir: a folder or plain ``.tar`` with ``{train,val,test}/<class>/<image>``, for CIFAR
-            also a torchvision download. None = embedded (digits) or downloaded (CIFAR).
+            also a torchvision download. None = embedded or downloaded (CIFAR).
             With ``val`` and ``test``, ``val`` is the search split; with one of them, it is the
             test split, and the search split is cut from ``train``.
         image_size: side of the loaded images, for ``imagenet`` and ``folder``. None = as stored
@@ -61,7 +73,7 @@ def load_dataset(
         seed: fixes that cut. Weights trained on one cut have seen the search images of another.
         mean: per-channel mean to subtract instead of the data set's own.
         std: per-channel standard deviation to divide by instead of the data set's own.
-        flip: augmentation mirrors half of the images; never those of ``digits``.
+        flip: augmentation mirrors half of the images; never of embedded ones.
 
     Returns:
         The data set. ``split.fingerprint()`` names images, normalisation and split.
@@ -77,8 +89,8 @@ def load_dataset(
     data_dir = None if data_dir is None else Path(data_dir)
     normalisation = _normalisation(name, mean, std)
     _check_options(name, data_dir, image_size)
-    if name == "digits":
-        images, labels, positions = read_digits()
+    if name in EMBEDDED:
+        images, labels, positions = EMBEDDED[name]()
         class_names = tuple(str(digit) for digit in range(10))
         source: ImageSource = _in_memory(images, labels, normalisation, num_classes=10, flip=False)
     elif (root := find_download(name, data_dir)) or data_dir is None:
@@ -126,8 +138,8 @@ def _check_options(name: str, data_dir: Path | None, image_size: int | None) -> 
     if image_size is not None and image_size < 1:
         msg = f"image_size={image_size} must be at least 1"
         raise DataError(msg)
-    if name == "digits" and data_dir is not None:
-        msg = f"digits are built in and take no data_dir; {data_dir} may be meant for folder"
+    if name in EMBEDDED and data_dir is not None:
+        msg = f"{name} are built in and take no data_dir; {data_dir} may be meant for folder"
         raise DataError(msg)
     if name in ("imagenet", "folder") and data_dir is None:
         msg = f"{name} needs a data_dir: a folder or .tar; {LAYOUT}"

@@ -19,7 +19,8 @@ from prunegraph.core.splits import Batch, ReadyBatches, SearchSplit, Split, Trai
 from prunegraph.core.task import Scores, Task
 from prunegraph.evaluation.log import OutcomeLog
 from prunegraph.graph import StructureGraph, copy_network, unwrap
-from prunegraph.graph.apply import apply_mask
+from prunegraph.graph.branches import without_blocks
+from prunegraph.graph.surgery import apply_mask
 from prunegraph.layerwise import room
 from prunegraph.layerwise.recalibrate import has_batch_norm, recalibrate_bn
 from prunegraph.layerwise.reconstruct import Reconstruction
@@ -31,6 +32,17 @@ PRELOAD_LIMIT = 1 << 28
 
 QUICK_CALIBRATION = 512
 """Samples that recalibrate a network that a search scores: more rank masks no better."""
+
+
+def metric_of(task: Task, wanted: Metric) -> Metric:
+    """Return what networks of a task are compared by, if it does not have what is wanted.
+
+    Without search samples that is the score; where there are no classes, of which the right one has
+    a probability, it is the divergence.
+    """
+    if task.search is None:
+        return "accuracy"
+    return "kl" if wanted == "soft_accuracy" and task.score_name != "accuracy" else wanted
 
 
 class Evaluator:
@@ -187,7 +199,7 @@ class Evaluator:
         if has_batch_norm(pruned):
             batches = self._calibration_batches(num_calibration or len(self.calibration))
             recalibrate_bn(pruned, batches, forward=self.task.forward, autocast=self.autocast)
-        return pruned
+        return without_blocks(pruned, self.graph, mask.keep)
 
     def nearest(self, mask: ChannelMask, *ways: Callable[[], Reconstruction]) -> nn.Module:
         """Return ``prune(mask)``, or the network with another reconstruction if it is the nearer.

@@ -1,8 +1,8 @@
 """From a network to a channel-level graph: what can be removed, what it costs."""
 
+from prunegraph.core.budget import AttentionUnit
 from prunegraph.core.task import ExampleInputs
 from prunegraph.graph.analyse import (
-    AttentionUnit,
     analyse,
     call_forward,
     cast_inputs,

@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
-from typing import Any, Literal, cast, get_args
+from typing import Any, cast, get_args
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ from torch.ao.nn.quantized import FloatFunctional
 from torch.nn.parameter import is_lazy
 from torch.utils._pytree import tree_leaves, tree_map_only
 
+from prunegraph.core.budget import AttentionUnit
 from prunegraph.core.errors import ConfigError, ModelError, PruneGraphError, first_line
 from prunegraph.core.seeding import seeded
 from prunegraph.core.task import ExampleInputs
@@ -41,8 +42,6 @@ from prunegraph.graph.trace.training_layers import (
     unread_weights,
     unused_weights,
 )
-
-AttentionUnit = Literal["head", "width"]
 
 _WRAPPED = ".parametrizations."
 """Part of the names of parameters from which ``torch.nn.utils.parametrize`` makes weights."""

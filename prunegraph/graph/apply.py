@@ -17,6 +17,7 @@ from prunegraph.graph.analyse import (
     state_kept,
     unwrap,
 )
+from prunegraph.graph.branches import without_blocks
 from prunegraph.graph.graph import StructureGraph
 from prunegraph.graph.proof.trial import failing_frame, failure_of
 from prunegraph.graph.surgery import SlicePlan, slice_plans, take
@@ -82,6 +83,7 @@ def apply_mask(
         problem = unequal(dense, graph, mask, example_inputs)
         if problem is not None:
             raise SurgeryError(problem)
+    pruned = without_blocks(pruned, graph, mask.keep)
     if optimizer is None:
         return pruned
     return pruned, _sliced_optimizer(optimizer, dense, pruned, slice_plans(dense, graph, mask))

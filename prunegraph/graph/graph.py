@@ -18,6 +18,7 @@ from torch import Tensor
 from prunegraph.core.budget import Budget, Cost
 from prunegraph.core.errors import MaskError, ModelError
 from prunegraph.core.masks import BoolArray, ChannelMask, Float64Array, FloatArray, IntArray
+from prunegraph.graph.branches import Leaving
 from prunegraph.graph.costs.macs import MACS, CostFunction, CostModel
 from prunegraph.graph.costs.memory import MemoryModel
 from prunegraph.graph.projection import Limits, project, repair
@@ -172,7 +173,9 @@ class StructureGraph:
         divisors: parameters and buffers, no weights, that a masked network keeps, since it divides
             by them.
         widths: numbers of units that alone may stay in a group, ascending, where not all may.
-        origin: fingerprint of the structure as it was analysed, where a choice froze more of it.
+        origin: fingerprint of the structure as it was analysed, where a choice changed it.
+        leaving: modules that leave with the last of their units (``with_depth``).
+        numbered: attributes that number blocks, and the modules that have them.
     """
 
     num_units: int
@@ -193,6 +196,8 @@ class StructureGraph:
     divisors: Set[str] = frozenset()
     widths: Mapping[int, Sequence[int]] = field(default_factory=dict)
     origin: str | None = None
+    leaving: tuple[Leaving, ...] = ()
+    numbered: tuple[tuple[str, tuple[str, ...]], ...] = ()
 
     @cached_property
     def dense_cost(self) -> Cost:

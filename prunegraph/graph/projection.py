@@ -31,6 +31,9 @@ def _check_budget(graph: "StructureGraph", budget: object) -> None:
             "of a kind, as those of repeated blocks are: leave it out"
         )
         raise BudgetError(msg)
+    if budget.depth and graph.min_keep.all():
+        msg = "depth=True needs a structure of with_depth, and no sub-layer may leave in this one"
+        raise BudgetError(msg)
 
 
 def _check_reachable(graph: "StructureGraph", keep: BoolArray, budget: Budget) -> None:
@@ -67,7 +70,8 @@ def project(graph: "StructureGraph", scores: FloatArray, budget: Budget) -> Chan
     """Keep units in descending score, each if it still fits; ties go by index.
 
     The result is maximal: no removed unit fits any more, so the repaired cost lies nearer to the
-    budget than the cheapest class that could still be added. With ``budget.round_to`` units come
+    budget than the cheapest class that could still be added; but none opens a sub-layer that has
+    left wholly. With ``budget.round_to`` units come
     in blocks that take a group from one allowed width to the next, in descending mean score; with
     ``budget.uniform`` in blocks that take all groups of a kind there.
 
@@ -135,6 +139,7 @@ class Limits:
     """
 
     def __init__(self, graph: "StructureGraph", budget: Budget) -> None:
+        self.graph = graph
         self._model = graph.cost_model
         self._limits = graph.limits(budget)[:2]
         self._others = graph.bounded(budget)
@@ -184,6 +189,7 @@ def _fill_units(keep: BoolArray, blocks: Blocks, taken: int, limits: Limits) -> 
     long as the sum of all that are asked for fits, none of them needs to be asked alone.
     """
     order = blocks.units[taken:]
+    order = order[~_closed(keep, limits.graph)[limits.graph.group_of[order]]]
     while len(order):
         order = order[limits.costs_fit_with_each(keep)[order]]
         fitting = _longest_prefix(keep, order, np.arange(1, len(order) + 1), limits)
@@ -191,12 +197,18 @@ def _fill_units(keep: BoolArray, blocks: Blocks, taken: int, limits: Limits) -> 
         order = order[fitting + 1 :]
 
 
+def _closed(keep: BoolArray, graph: "StructureGraph") -> BoolArray:
+    """Return ``[G]`` True where a group keeps nothing: what is left of a budget opens none."""
+    widths = np.bincount(graph.group_of[keep], minlength=len(graph.groups))
+    return np.asarray((widths == 0) & (graph.min_keep == 0))
+
+
 def _fill_blocks(keep: BoolArray, blocks: Blocks, taken: int, limits: Limits) -> None:
     """Add blocks to ``keep`` in place from block ``taken`` on, each if it still fits.
 
     A block that does not fit never fits later, and closes its series to the blocks after it.
     """
-    closed: set[int] = set()
+    closed = set(np.flatnonzero(_closed(keep, limits.graph)).tolist())
     for index in range(taken, len(blocks)):
         series = int(blocks.series[index])
         if series in closed:

@@ -73,7 +73,10 @@ def repeats(graph: "StructureGraph") -> bool:
 
 
 def restrict(
-    graph: "StructureGraph", whole: Mapping[int, str], widths: Mapping[int, Sequence[int]]
+    graph: "StructureGraph",
+    whole: Mapping[int, str],
+    widths: Mapping[int, Sequence[int]],
+    least: Mapping[int, int] | None = None,
 ) -> "StructureGraph":
     """Return the structure with less to prune; its fingerprint stays.
 
@@ -81,9 +84,15 @@ def restrict(
         graph: the structure.
         whole: number of each group that stays whole, with the reason.
         widths: number of each group in which only so many units may stay, ascending.
+        least: number of each group in which more than its minimum must stay, with how many.
     """
+    least = least or {}
     groups = tuple(
-        replace(group, frozen=whole.get(number, group.frozen))
+        replace(
+            group,
+            frozen=whole.get(number, group.frozen),
+            min_keep=least.get(number, group.min_keep),
+        )
         for number, group in enumerate(graph.groups)
     )
     frozen = graph.frozen | np.isin(graph.group_of, list(whole))

@@ -18,6 +18,7 @@ from torch.nn.utils.weight_norm import WeightNorm
 
 from prunegraph.core.errors import MaskError, SurgeryError
 from prunegraph.core.masks import BoolArray, ChannelMask
+from prunegraph.graph.branches import fill_empty, without_branches
 from prunegraph.graph.channel_gather import ZERO_CHANNEL, ChannelGather
 from prunegraph.graph.copying import Workspace, copy_network, drop_kept, like
 from prunegraph.graph.graph import Place, StructureGraph
@@ -92,7 +93,8 @@ def apply_mask(
         value = _put(getattr(owner, attribute.name), attribute.place, size)
         setattr(owner, attribute.name, value)
     drop_kept(pruned)
-    return slim_attentions(model, pruned, {key: plan.keep for key, plan in plans.items()})
+    pruned = slim_attentions(model, pruned, {key: plan.keep for key, plan in plans.items()})
+    return fill_empty(without_branches(pruned, graph, mask.keep))
 
 
 @torch.no_grad()

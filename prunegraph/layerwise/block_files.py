@@ -9,8 +9,8 @@ from torch import Tensor
 
 from prunegraph.core.errors import ArtefactError
 from prunegraph.core.files import write_bytes, write_json
-from prunegraph.core.reading import read_json, read_safetensors
-from prunegraph.core.tensors import to_safetensors
+from prunegraph.core.reading import read_json
+from prunegraph.core.tensors import read_safetensors, to_safetensors
 
 IDENTITY_FILE = "walk.json"
 

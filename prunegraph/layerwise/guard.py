@@ -10,10 +10,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from prunegraph.core.errors import one_line
-from prunegraph.graph import copy_network
 from prunegraph.graph.analyse import repeatable
 from prunegraph.graph.trace.calls import tensors_in
-from prunegraph.layerwise.recalibrate import has_batch_norm, measuring_batch_norm
+from prunegraph.layerwise.recalibrate import measuring_batch_norm
 
 MOST_VALUES = 2**24
 """Values of an output tensor that are compared: 64 MiB."""
@@ -53,13 +52,9 @@ class Guard:
 
     def outputs(self, network: nn.Module) -> list[Tensor]:
         """Return what a network gives on the held-out data; the network stays as it is."""
-        copied = network
-        if has_batch_norm(network):
-            shared = {id(item): item for item in network.parameters()}
-            copied = copy_network(network, shared)
         try:
-            with measuring_batch_norm(copied):
-                return self._seen(copied)
+            with measuring_batch_norm(network, keep=False):
+                return self._seen(network)
         except Exception as error:  # a forward may raise anything
             self.problem = one_line(error)
             return []

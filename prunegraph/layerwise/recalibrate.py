@@ -22,7 +22,7 @@ def has_batch_norm(model: nn.Module) -> bool:
 
 
 @contextmanager
-def measuring_batch_norm(model: nn.Module) -> Iterator[None]:
+def measuring_batch_norm(model: nn.Module, *, keep: bool = True) -> Iterator[None]:
     """Within the context, forwards average batch statistics into the batch-norm buffers.
 
     The buffers start at zero batches and take the cumulative average over the forwards; all else
@@ -32,6 +32,7 @@ def measuring_batch_norm(model: nn.Module) -> Iterator[None]:
 
     Args:
         model: the network; nothing but its batch-norm buffers changes.
+        keep: whether the buffers keep what was measured.
     """
     norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.running_mean is not None]
     modes = {module: module.training for module in model.modules()}
@@ -50,7 +51,7 @@ def measuring_batch_norm(model: nn.Module) -> Iterator[None]:
         put_modes(modes)
         for norm, momentum, old in zip(norms, momenta, buffers, strict=True):
             norm.momentum = momentum
-            if not completed or norm.num_batches_tracked == 0:
+            if not (keep and completed) or norm.num_batches_tracked == 0:
                 _restore(norm, old)
 
 

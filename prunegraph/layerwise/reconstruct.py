@@ -22,7 +22,7 @@ from prunegraph.graph.module_sizes import is_self_attention
 from prunegraph.graph.trace.calls import WatchedCalls
 from prunegraph.layerwise.capture import Read, layer_inputs, readable_copy
 from prunegraph.layerwise.guard import REJECTED, Guard
-from prunegraph.layerwise.room import batch_size
+from prunegraph.layerwise.room import batch_size, warn_of_few, widest
 from prunegraph.layerwise.sampling import (
     LAYERS,
     input_axis,
@@ -168,6 +168,8 @@ class Reconstruction:
         if held_out is None:
             samples, held_out = _parted(samples)
         size = batch_size(task, graph, BATCH_SIZE)
+        if not isinstance(samples.source, ReadyBatches):  # of which each holds many samples
+            warn_of_few(_num_tokens(samples) * len(samples), widest(graph))
 
         def send(batches: Callable[[], Iterable[Batch]], network: nn.Module) -> None:
             for batch in batches():
@@ -239,7 +241,8 @@ class Reconstruction:
     def _fit_at_once(self, name: str, pruned: nn.Module, mask: ChannelMask) -> None:
         """Fit one layer on what it read in the dense network."""
         out, kept = self._stays(name, mask)
-        if bool(kept.all()) or name not in self._input_statistics:
+        changes = name in self._input_statistics and not bool(kept.all())
+        if not (changes and kept.any() and out.any()):
             return
         statistics = self._input_statistics[name]
         weight = self._weights[name].flatten(1).float()  # [out, D]

@@ -1,6 +1,7 @@
 """How many samples a network is run on at once: as many as memory allows."""
 
 import math
+import warnings
 
 from prunegraph.core.task import Task
 from prunegraph.graph import StructureGraph
@@ -54,9 +55,24 @@ def most_fitted(
     tokens = num_tokens(example)
     if not tokens:
         return most_samples(graph, num_samples(example), most, memory)
-    widths = [op.in_units.size for op in graph.ops if graph.free[op.in_units].any()]
-    needed = math.ceil(ROWS_AN_INPUT * max(widths, default=1) / tokens)
+    needed = math.ceil(ROWS_AN_INPUT * widest(graph) / tokens)
     return most_samples(graph, num_samples(example), min(most, needed), TOKENS)
+
+
+def widest(graph: StructureGraph) -> int:
+    """Return what the widest layer reads of those that may lose inputs; at least 1."""
+    widths = [op.in_units.size for op in graph.ops if graph.free[op.in_units].any()]
+    return max(widths, default=1)
+
+
+def warn_of_few(tokens: int, units: int) -> None:
+    """Warn of fewer tokens, if there are any, than a layer has units: they cannot fit it."""
+    if 0 < tokens < units:
+        msg = (
+            f"the calibration data have {tokens} tokens, fewer than the {units} units of a layer: "
+            f"give {ROWS_AN_INPUT * units} or more"
+        )
+        warnings.warn(msg, stacklevel=4)
 
 
 def batch_size(task: Task, graph: StructureGraph, most: int = BATCH_SIZE) -> int:

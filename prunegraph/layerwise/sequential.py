@@ -15,6 +15,7 @@ from prunegraph.core.splits import Batch, ReadyBatches, TrainSplit
 from prunegraph.graph import StructureGraph, copy_network, evaluation_mode
 from prunegraph.graph.analyse import repeatable
 from prunegraph.graph.module_sizes import slim_all_attentions
+from prunegraph.graph.slim_attention import is_dense_attention
 from prunegraph.layerwise.capture import LinearCalls, Read, layer_inputs
 from prunegraph.layerwise.chain import Chain, find_chain, run_first
 from prunegraph.layerwise.order import hooked
@@ -175,8 +176,10 @@ class LayerwiseReconstruction(Reconstruction):
 
     def _fit_all(self, pruned: nn.Module, mask: ChannelMask) -> None:
         """Fit the layers in the order in which they run, the others on the dense network."""
-        shared = {id(item): item for item in (*pruned.parameters(), *pruned.buffers())}
-        network = slim_all_attentions(copy_network(pruned, shared))
+        network = pruned
+        if any(map(is_dense_attention, pruned.modules())):
+            shared = {id(item): item for item in (*pruned.parameters(), *pruned.buffers())}
+            network = slim_all_attentions(copy_network(pruned, shared))
         if self._chain is None:
             self._fit_others(pruned, mask)
             self._fit_running(network, pruned, mask, partial(self._send, network))
@@ -214,6 +217,7 @@ class LayerwiseReconstruction(Reconstruction):
         handles = (
             modules[name.rpartition(".")[0]].register_forward_pre_hook(hook(name))
             for name in self._wanted
+            if hasattr(modules.get(name.rpartition(".")[0]), "weight")  # else it has left
         )
         places = {stream.place for stream in self._branches.values()}
         showing = held_at(network, places, held.setdefault)
@@ -253,6 +257,8 @@ class LayerwiseReconstruction(Reconstruction):
             stream: what it adds to, as it is now.
         """
         out, kept = self._stays(name, mask)
+        if not (out.any() and kept.any()):
+            return
         rows, wanted = self._rows(name, module, inputs), self._wanted[name][:, out]
         if len(rows) != len(wanted) or len(rows) < ENOUGH * int(kept.sum()):
             self._fit_at_once(name, pruned, mask)  # heads lie along the batch, say: some have gone

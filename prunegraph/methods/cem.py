@@ -71,7 +71,7 @@ class CrossEntropySearch(ChannelMethod):
         rng = np.random.default_rng(problem.seed)
         subset = run.subset(int(rng.integers(2**31)))
         enough = problem.max_networks > NUM_PRIORS + self.population
-        names = prior_names(problem.task)
+        names = prior_names(problem.task, problem.graph)
         tried = names if enough else names[: problem.max_networks // self.population]
         prior = rank_priors(
             lambda mask: (

@@ -13,7 +13,7 @@ from torch import nn
 from prunegraph.core.budget import Budget
 from prunegraph.core.splits import SearchSplit
 from prunegraph.core.task import Task
-from prunegraph.evaluation.evaluator import QUICK_CALIBRATION, Evaluator
+from prunegraph.evaluation.evaluator import QUICK_CALIBRATION, Evaluator, metric_of
 from prunegraph.evaluation.log import OutcomeLog
 from prunegraph.graph import StructureGraph
 from prunegraph.graph.costs.latency import LatencyTable, measure_latency_table
@@ -27,7 +27,7 @@ from prunegraph.layerwise.sequential import (
 from prunegraph.methods.criteria.measured import LazyStatistics, measure_costly
 from prunegraph.methods.criteria.taylor import measure
 from prunegraph.methods.method import SUBSET, SUBSET_TOKENS, OfNetwork, Problem
-from prunegraph.rewards.config import Metric, metric_of
+from prunegraph.rewards.config import Metric
 from prunegraph.tasks.batches import num_tokens
 
 UNLABELLED_SAMPLES = 2048
@@ -247,6 +247,11 @@ class Context(OfNetwork):
             folder=folder,
             progress=progress,
         )
+
+    def untimed_problem(self, budget: Budget, max_networks: int) -> Problem:
+        """Return what methods check before any work: no layer is timed for it."""
+        untimed = self.problem(budget.without_latency(), max_networks=max_networks)
+        return dataclasses.replace(untimed, budget=budget)
 
 
 def make_problem(

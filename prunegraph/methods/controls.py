@@ -11,6 +11,9 @@ from prunegraph.methods.criteria.registry import find_criterion, importance
 from prunegraph.methods.method import ChannelMethod, Problem, Result, Role
 from prunegraph.methods.prior import NUM_PRIORS
 
+CONTROL_CRITERIA = ("l1", "random")
+"""Criteria that choose channels at the agent's own widths."""
+
 
 @dataclass(frozen=True)
 class WidthsControl(ChannelMethod):

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal, Protocol
 from torch import nn
 
 from prunegraph.core.budget import Budget
-from prunegraph.core.errors import ConfigError, ModelError
+from prunegraph.core.errors import BudgetError, ConfigError, ModelError
 from prunegraph.core.masks import ChannelMask, FloatArray
 from prunegraph.core.splits import TrainSplit
 from prunegraph.core.task import Task
@@ -134,7 +134,7 @@ class Problem(OfNetwork):
             self.graph,
             self.statistics,
             budget or self.budget,
-            names=prior_names(self.task),
+            names=prior_names(self.task, self.graph),
         )
 
     def features(
@@ -246,6 +246,9 @@ class ChannelMethod:
         """
         problem.budget.check_channels()
         name = getattr(self, "name", type(self).__name__)
+        if problem.budget.depth and self.changes_weights:
+            msg = f"{name} changes weights of layers that stay, depth removes some: give another"
+            raise BudgetError(msg)
         needed = self.networks_needed(problem.graph)
         if problem.max_networks < needed:
             msg = (

@@ -8,7 +8,7 @@ import numpy as np
 from torch import Tensor
 
 from prunegraph.core.budget import Budget
-from prunegraph.core.masks import ChannelMask, Float64Array, FloatArray
+from prunegraph.core.masks import BoolArray, ChannelMask, Float64Array, FloatArray, IntArray
 from prunegraph.core.task import Task
 from prunegraph.evaluation.evaluator import Evaluator
 from prunegraph.graph import StructureGraph
@@ -74,9 +74,20 @@ class Prior:
     divergence: float
 
 
-def prior_names(task: Task) -> tuple[str, ...]:
-    """Return the heuristics that policies and searches of a task start from."""
-    return TOKEN_PRIORS if num_tokens(task.example_inputs) else PRIORS
+DEPTHS = (25, 50, 100)
+"""Percent of what has to go that whole sub-layers take, where they may leave (``without``)."""
+
+
+def prior_names(task: Task, graph: StructureGraph) -> tuple[str, ...]:
+    """Return the heuristics that policies and searches of a task start from, as many in any case.
+
+    Where sub-layers may leave wholly, the last ones give way to those that let some leave.
+    """
+    usual = TOKEN_PRIORS if num_tokens(task.example_inputs) else PRIORS
+    if graph.min_keep.all():
+        return usual
+    criterion = usual[0].partition("/")[0]
+    return (*usual[: -len(DEPTHS)], *(f"{criterion}/depth_{share}" for share in DEPTHS))
 
 
 def scores_of_prior(
@@ -96,6 +107,10 @@ def scores_of_prior(
     values = importance(criterion, statistics, graph.num_units, seed=0)
     if allocation == "global":
         return standardised(graph, rank_within(np.zeros_like(graph.group_of), values))
+    if allocation.startswith("depth_"):
+        share = int(allocation.removeprefix("depth_")) / 100
+        gone = without(graph, statistics["taylor"], budget, share)
+        return standardised(graph, streams_first(graph, values) - 2.0 * gone)
     ranks = streams_first if allocation == "skip_full" else rank_in_group
     return standardised(graph, ranks(graph, values))
 
@@ -148,6 +163,34 @@ def worst_last(divergence: float) -> float:
 def streams_first(graph: StructureGraph, values: Float64Array) -> Float64Array:
     """Return ``[N]`` ranks within the group, those of residual streams above all others."""
     return rank_in_group(graph, values) + in_stream(graph)
+
+
+def without(
+    graph: StructureGraph, values: FloatArray | Float64Array, budget: Budget, share: float
+) -> BoolArray:
+    """Return ``[N]`` True in sub-layers that leave wholly, the least values for the cost first.
+
+    Args:
+        graph: the structure.
+        values: ``[N]`` importances that are compared across groups.
+        budget: what may remain.
+        share: of what has to go that they take, at most.
+    """
+    keep = np.ones(graph.num_units, dtype=bool)
+    whole = graph.cost_ratio(keep, budget)
+    able = [group.units for group in graph.groups if not group.min_keep]
+
+    def worth(units: IntArray) -> float:
+        left = keep.copy()
+        left[units] = False
+        freed = whole - graph.cost_ratio(left, budget)
+        return float(values[units].sum()) / max(freed, 1e-12)
+
+    for units in sorted(able, key=worth):
+        keep[units] = False
+        if graph.cost_ratio(keep, budget) < whole - share * (whole - 1.0):
+            keep[units] = True
+    return ~keep
 
 
 def measure_divergence(

@@ -2,6 +2,12 @@
 
 from prunegraph.models.build import KNOWN_MODELS, build_model, check_arch
 from prunegraph.models.configs import resized_network, within_config
+from prunegraph.models.library import (
+    load,
+    pretrained_folder,
+    published_info,
+    published_weights,
+)
 from prunegraph.models.pretrained import (
     load_encoder,
     load_pretrained,
@@ -22,10 +28,14 @@ __all__ = [
     "build_model",
     "check_arch",
     "check_weights_file",
+    "load",
     "load_encoder",
     "load_pretrained",
     "load_tokenizer",
     "load_weights",
+    "pretrained_folder",
+    "published_info",
+    "published_weights",
     "resized_network",
     "save_pretrained_layout",
     "save_weights",

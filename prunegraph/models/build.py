@@ -9,7 +9,21 @@ import torchvision
 from torch import nn
 
 from prunegraph.core.errors import ModelError, one_line, suggest
-from prunegraph.core.user_code import TORCHVISION_PREFIX, as_one_line, find_factory, is_factory
+from prunegraph.core.user_code import (
+    HF_PREFIX,
+    LIBRARIES,
+    TIMM_PREFIX,
+    TORCHVISION_PREFIX,
+    as_one_line,
+    find_factory,
+    is_factory,
+)
+from prunegraph.models.library import (
+    TORCHVISION_ARGUMENTS,
+    check_library_name,
+    create_timm,
+    torchvision_names,
+)
 from prunegraph.models.mobilenet import MobileNetV2
 from prunegraph.models.resnet import CifarResNet
 from prunegraph.models.vgg import VGG16
@@ -23,13 +37,6 @@ DIGITS_DEPTH = 8
 DIGITS_WIDTH = 16
 DIGITS_LARGEST = 10**7  # depth times squared width: 600 million parameters
 MIN_SIDE_VGG = 32  # five poolings by 2
-# Auxiliary heads return tuples in training and are dropped in use; init_weights=None warns; their
-# published weights were trained on images in [-1, 1], which transform_input makes.
-GOOGLENETS = {"aux_logits": False, "init_weights": True, "transform_input": True}
-TORCHVISION_ARGUMENTS: dict[str, dict[str, Any]] = {
-    "googlenet": GOOGLENETS,
-    "inception_v3": GOOGLENETS,
-}
 
 
 def build_model(spec: str, *, num_classes: int, image_shape: tuple[int, int, int]) -> nn.Module:
@@ -39,9 +46,9 @@ def build_model(spec: str, *, num_classes: int, image_shape: tuple[int, int, int
         spec: ``resnet20|32|44|56|110``, ``vgg16_bn``, ``mobilenetv2`` (their CIFAR forms);
             ``digits_resnet``, or a variant ``digits_resnet<depth>[_w<width>]`` with depth 6n + 2,
             such as ``digits_resnet14_w12``, and ``_gn`` behind it for group norm;
-            ``torchvision:NAME``, a classification network; ``package.module:factory``, a
-            callable of the user, found also in the current folder, called with ``num_classes=`` if
-            it takes that.
+            ``torchvision:NAME``, ``timm:NAME``, a classification network;
+            ``package.module:factory``, a callable of the user, found also in the current folder,
+            called with ``num_classes=`` if it takes that.
         num_classes: number of classes.
         image_shape: (channels, height, width) of the images.
 
@@ -55,6 +62,8 @@ def build_model(spec: str, *, num_classes: int, image_shape: tuple[int, int, int
     if spec.startswith(TORCHVISION_PREFIX):
         name = spec.removeprefix(TORCHVISION_PREFIX)
         return _build_torchvision(name, num_classes, image_shape)
+    if spec.startswith(TIMM_PREFIX):
+        return _build_timm(spec, num_classes, image_shape)
     if is_factory(spec):
         return _build_from_factory(spec, num_classes)
     return _build_builtin(spec, num_classes, image_shape)
@@ -62,12 +71,14 @@ def build_model(spec: str, *, num_classes: int, image_shape: tuple[int, int, int
 
 def check_arch(spec: str) -> None:
     """Raise ModelError if no network has this name; a factory is not looked for."""
-    if spec.startswith(TORCHVISION_PREFIX):
-        name, names = spec.removeprefix(TORCHVISION_PREFIX), torchvision_names()
-        if name not in names:
-            near = suggest(name, names) or f"; it has: {', '.join(names)}"
-            msg = f"torchvision has no classification network {name!r}{near}"
-            raise ModelError(msg)
+    if spec.startswith(HF_PREFIX):
+        msg = (
+            f"{spec} is no network that takes images alone: give it to `inspect --arch`, to "
+            "--weights of another --task, or to pg.load"
+        )
+        raise ModelError(msg)
+    if spec.startswith(LIBRARIES):
+        check_library_name(spec)
     elif not (is_factory(spec) or spec in KNOWN_MODELS or DIGITS_PATTERN.fullmatch(spec)):
         module, _, name = spec.rpartition(".")
         hint = suggest(spec, KNOWN_MODELS)
@@ -78,15 +89,10 @@ def check_arch(spec: str) -> None:
             hint = f" (did you mean {''.join(small)}'{TORCHVISION_PREFIX}{spec}'?)"
         msg = (
             f"unknown architecture {spec!r}{hint}; known: {', '.join(KNOWN_MODELS)}, "
-            "digits_resnet<depth>_w<width>[_gn], torchvision:NAME, package.module:factory"
+            "digits_resnet<depth>_w<width>[_gn], torchvision:NAME, timm:NAME, "
+            "package.module:factory"
         )
         raise ModelError(msg)
-
-
-def torchvision_names() -> list[str]:
-    """Return the names of torchvision's classification networks."""
-    names: list[str] = torchvision.models.list_models(module=torchvision.models)
-    return names
 
 
 def _build_builtin(spec: str, num_classes: int, image_shape: tuple[int, int, int]) -> nn.Module:
@@ -138,6 +144,19 @@ def _build_torchvision(name: str, num_classes: int, image_shape: tuple[int, int,
     except Exception as error:
         msg = f"torchvision:{name} cannot be built for images {image_shape}: {one_line(error)}"
         raise ModelError(msg) from error
+    return model
+
+
+def _build_timm(spec: str, num_classes: int, image_shape: tuple[int, int, int]) -> nn.Module:
+    """Build a network of timm without weights; those that fix their images get the side."""
+    channels, height, width = image_shape
+    arguments: dict[str, Any] = {"num_classes": num_classes, "in_chans": channels}
+    model = create_timm(spec, **arguments)
+    if getattr(getattr(model, "patch_embed", None), "img_size", None) not in (
+        None,
+        (height, width),
+    ):
+        model = create_timm(spec, **arguments, img_size=(height, width))
     return model
 
 

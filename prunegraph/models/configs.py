@@ -6,7 +6,7 @@ up by name: each is changed on the meta device, where a network is shapes alone.
 
 import copy
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from functools import cached_property
 from typing import Any
 
@@ -36,6 +36,9 @@ PROBED = (8, 16)
 
 HEAD_WIDTH = "head_dim"
 """Name of the number in configs that says how wide a head is."""
+
+MOST_LAYERS = 512
+"""Larger numbers of a config are no number of layers."""
 
 MOST_WIDTHS = 128
 """Units of a layer, such as heads, of which each number is tried; of more all may stay, or none."""
@@ -109,6 +112,30 @@ class ConfigSearch:
                 found |= {name: (first, before, slopes)} if slopes else {}
         return found
 
+    def shorten(self, names: Set[str]) -> None:
+        """Let the config have fewer layers, if that gives entries of these names.
+
+        Lists that say the same of each layer get shorter, too.
+        """
+        for name, value in self._values.items():
+            if not isinstance(value, int) or isinstance(value, bool) or value > MOST_LAYERS:
+                continue
+            for count in range(value - 1, 0, -1):
+                lists = {
+                    key: item[:count]
+                    for key, item in self._values.items()
+                    if isinstance(item, list)
+                    and len(item) == value
+                    and item.count(item[0]) == value
+                }
+                fewer = self._values | lists | {name: count}
+                found = self._shapes(fewer)
+                if found is None or found.keys() == self.dense.keys():
+                    break
+                if found.keys() == names:
+                    self._values, self.dense = fewer, found
+                    return
+
     def find(self, shapes: Shapes) -> Any:
         """Return the config of a network with such shapes; None if there is none.
 
@@ -163,6 +190,8 @@ def resized_config(model: nn.Module) -> Any:
     """
     search = ConfigSearch(model)
     shapes = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+    if shapes.keys() < search.dense.keys():
+        search.shorten(shapes.keys())
     if odd := shapes.keys() ^ search.dense.keys():
         msg = f"{search.name} knows no {min(odd)}, or the network has none"
         raise ModelError(msg)

@@ -16,6 +16,9 @@ from prunegraph.core.seeding import seeded
 
 WEIGHTS, INDEX, CONFIG = "model.safetensors", "model.safetensors.index.json", "config.json"
 
+ADAPTER = "adapter_config.json"
+"""What peft writes in place of a config."""
+
 VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
 """A tokenizer's folder holds at least one of them."""
 
@@ -132,20 +135,38 @@ def _load(
     return model.eval(), sorted(info["missing_keys"])
 
 
-def _check_folder(folder: Path) -> None:
+def read_config(folder: Path) -> dict[str, Any]:
+    """Return the config of a folder.
+
+    Raises:
+        ModelError: there is none that can be used, or it asks for code of its own.
+    """
     if not folder.is_dir():
         msg = f"there is no folder {folder}: give one that save_pretrained has written"
         raise ModelError(msg)
+    if (folder / ADAPTER).is_file() and not (folder / CONFIG).is_file():
+        msg = (
+            f"{folder} holds adapters (LoRA) and no whole network: merge them into the dense one, "
+            "with merge_and_unload() of peft, and give the folder of that"
+        )
+        raise ModelError(msg)
     try:
-        path = folder / CONFIG
-        config = json.loads(read_text(path))  # some hold Infinity
-        index = read_json(folder / INDEX) if (folder / INDEX).is_file() else {}
+        config = json.loads(read_text(folder / CONFIG))  # some hold Infinity
     except ArtefactError as error:
         raise ModelError(str(error)) from error
     except (ValueError, RecursionError) as error:
         msg = f"{folder / CONFIG} is damaged: it is no JSON ({one_line(error, 100)}); copy it again"
         raise ModelError(msg) from error
     _check_config(folder, config)
+    return config  # type: ignore[no-any-return]  # checked to be one
+
+
+def _check_folder(folder: Path) -> None:
+    read_config(folder)
+    try:
+        index = read_json(folder / INDEX) if (folder / INDEX).is_file() else {}
+    except ArtefactError as error:
+        raise ModelError(str(error)) from error
     if (folder / WEIGHTS).is_file():
         return
     shards = index.get("weight_map") if isinstance(index, dict) else None

@@ -14,14 +14,8 @@ from torch import Tensor, nn
 
 from prunegraph.core.errors import ArtefactError
 from prunegraph.core.files import write_bytes, write_json
-from prunegraph.core.reading import (
-    FLOATS,
-    MAX_IMAGE_SIZE,
-    checked,
-    holds_numbers,
-    read_json,
-    read_safetensors,
-)
+from prunegraph.core.reading import MAX_IMAGE_SIZE, checked, read_json
+from prunegraph.core.tensors import FLOATS, holds_numbers, read_safetensors
 
 TORCH_SUFFIXES = (".pt", ".pth", ".th", ".bin", ".ckpt", ".tar")
 AVERAGES = ("state_dict_ema", "model_ema")  # moving averages, which training scripts validate

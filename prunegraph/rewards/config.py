@@ -4,7 +4,6 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from prunegraph.core.errors import ConfigError
-from prunegraph.core.task import Task
 
 SelfCompetitionForm = Literal["best", "ema", "accuracy"]
 Metric = Literal["accuracy", "soft_accuracy", "kl"]
@@ -58,17 +57,6 @@ class RewardConfig:
         check_range("multiplier_step", self.multiplier_step, 0.0, 1e6)
         check_range("multiplier_period", self.multiplier_period, 1, 10**6)
         check_range("overshoot_tolerance", self.overshoot_tolerance, 0.0, 1.0)
-
-
-def metric_of(task: Task, wanted: Metric) -> Metric:
-    """Return what networks of a task are compared by, if it does not have what is wanted.
-
-    Without search samples that is the score; where there are no classes, of which the right one has
-    a probability, it is the divergence.
-    """
-    if task.search is None:
-        return "accuracy"
-    return "kl" if wanted == "soft_accuracy" and task.score_name != "accuracy" else wanted
 
 
 def check_choice(name: str, value: str, valid: tuple[str, ...]) -> None:

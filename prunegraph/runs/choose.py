@@ -22,16 +22,9 @@ from prunegraph.core.weight_mask import WeightMask
 from prunegraph.evaluation.log import OutcomeLog
 from prunegraph.graph import unwrap
 from prunegraph.layerwise.recalibrate import recalibrate_on
+from prunegraph.methods.controls import CONTROL_CRITERIA, WidthsControl
 from prunegraph.methods.method import Method, Result
-from prunegraph.methods.registry import (
-    CONTROL_CRITERIA,
-    OTHERS,
-    TRAINED,
-    baseline_names,
-    control_widths,
-    make_method,
-    unknown_method,
-)
+from prunegraph.methods.registry import baseline_names, make_method, unknown_method
 from prunegraph.runs.context import Mask, RunContext
 from prunegraph.runs.finetune import save_network
 from prunegraph.runs.folder import RunFolder
@@ -87,9 +80,7 @@ def method_of(options: PruningOptions, name: str) -> Method:
 
 def check_names(names: Sequence[str]) -> None:
     """Raise ConfigError for a name that no method has, or that needs what is not installed."""
-    served = [name for name, make in OTHERS.items() if make().role == "baseline"]
-    others = dict.fromkeys((*served, *TRAINED))
-    valid = tuple(dict.fromkeys((*baseline_names(), SAMPLER, *others)))
+    valid = baseline_names()
     unknown = [name for name in names if name not in valid and not is_factory(name)]
     if unknown:
         raise unknown_method(unknown[0], valid)
@@ -100,7 +91,7 @@ def check_methods(plan: Plan, contexts: Sequence[RunContext], networks: int) -> 
     options = contexts[0].options
     if isinstance(options, TaskOptions):
         check_named(options.method_options, plan.methods)
-    problems = [context.untimed_problem(networks) for context in contexts]
+    problems = [each.measures.untimed_problem(each.budget, networks) for each in contexts]
     for name in plan.methods:
         method = method_of(options, name)
         if isinstance(method, AgentSearch):
@@ -234,7 +225,8 @@ def run_method(
     """
     started, recalled = time.monotonic(), 0.0
     weights = method.kind == "weights"
-    problem = context.problem(
+    problem = context.measures.problem(
+        context.budget,
         seed=seed,
         max_networks=networks,
         log=log,
@@ -302,7 +294,8 @@ def _search(place: Workplace, method: AgentSearch, networks: int, seed: int) -> 
     total = networks * len(place.contexts)
     with place.console.progress(f"search {name}, seed {seed}", total) as report:
         problems = [
-            context.problem(
+            context.measures.problem(
+                context.budget,
                 seed=seed,
                 max_networks=networks,
                 folder=folder.search(name, seed),
@@ -358,7 +351,7 @@ def add_controls(place: Workplace, number: int, store: CandidateStore, agent: st
     pairs = [(own, criterion) for own in store.named(agent) for criterion in CONTROL_CRITERIA]
     with place.console.progress("controls", len(pairs)) as report:
         for done, (own, criterion) in enumerate(pairs, start=1):
-            method = control_widths(criterion, context.target.graph.group_widths(own.channels))
+            method = WidthsControl(criterion, context.target.graph.group_widths(own.channels))
             if store.get(method.name, own.seed) is None:
                 count = own.networks_evaluated
                 row, _ = run_method(context, folder, method, seed=own.seed, counted=count)

@@ -18,11 +18,10 @@ from prunegraph.runs.folder import RunFolder
 from prunegraph.runs.measure import Measured, measure_rows
 from prunegraph.runs.options.compare import RunConfig
 from prunegraph.runs.plan import RECALIBRATED, Finetune, make_plan
-from prunegraph.runs.report.page import write_page
+from prunegraph.runs.report.page import show_end, write_page
 from prunegraph.runs.report.plots import Findings, draw, save_plots
 from prunegraph.runs.report.report import GROUP, SCHEMA, History, machine, versions, write_report
-from prunegraph.runs.report.speed import latencies, latency_warning
-from prunegraph.runs.report.tables import methods_table
+from prunegraph.runs.report.speed import BATCH, latencies
 from prunegraph.runs.report.verdict import (
     DENSE,
     MethodRow,
@@ -91,7 +90,7 @@ def conclude(
             content[name] = told
     if isinstance(chosen, ChannelMask):
         model, inputs = target.as_loaded(), target.example_inputs
-        content["latency_ms"] = latencies(model, target.graph, chosen, inputs)
+        content["latency_ms"] = latencies(model, target.graph, chosen, inputs, batch=BATCH)
     masks = [candidate.mask for candidate in outcome.candidates]
     write_masks(folder.file(RunFolder.MASKS), masks)
     if outcome.history:
@@ -106,10 +105,7 @@ def conclude(
     save_plots(plots, folder.file(folder.PLOTS))
     written = write_report(content, folder.file(RunFolder.REPORT), folder.digests())
     write_page(config, folder, findings, plots)
-    console.table(methods_table(content))
-    warning = latency_warning(content)
-    if warning is not None:
-        console.say(f"warning: {warning}")
+    show_end(content, console)
     return written
 
 

@@ -2,10 +2,8 @@
 
 import dataclasses
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -15,13 +13,11 @@ from prunegraph.artefacts.masked import StoredMask, load_masked
 from prunegraph.artefacts.pruned import StoredChannels, load_pruned
 from prunegraph.core.budget import Budget
 from prunegraph.core.errors import ModelError
-from prunegraph.core.masks import ChannelMask, FloatArray
+from prunegraph.core.masks import ChannelMask
 from prunegraph.core.splits import Split, TrainSplit
 from prunegraph.core.task import Task
 from prunegraph.evaluation.evaluator import Evaluator
-from prunegraph.evaluation.log import OutcomeLog
 from prunegraph.methods.context import Context
-from prunegraph.methods.method import Problem
 from prunegraph.runs.options.config import PruningOptions, SearchOptions
 from prunegraph.runs.target import Target
 from prunegraph.training.loop import FinetuneConfig
@@ -76,42 +72,10 @@ class RunContext:
         """How masks are scored; the defaults for a command that does not search."""
         return self.options if isinstance(self.options, SearchOptions) else SearchOptions()
 
-    def evaluator(self, log: OutcomeLog | None = None) -> Evaluator:
-        """Return an evaluator that has run nothing yet: each method counts its own networks."""
-        return self.measures.evaluator(log)
-
     @cached_property
     def final_evaluator(self) -> Evaluator:
         """The evaluator of rows: what it runs counts for no method."""
-        return self.evaluator()
-
-    def project(self, scores: FloatArray, budget: Budget) -> ChannelMask:
-        """Return the mask of the best scores ``[N]`` within a budget, a latency included."""
-        return self.measures.problem(budget).project(scores)
-
-    def problem(
-        self,
-        *,
-        seed: int,
-        max_networks: int = 0,
-        log: OutcomeLog | None = None,
-        folder: Path | None = None,
-        progress: Callable[[int, str], None] | None = None,
-    ) -> Problem:
-        """Return what a method solves: see ``Context.problem``."""
-        return self.measures.problem(
-            self.budget,
-            seed=seed,
-            max_networks=max_networks,
-            log=log,
-            folder=folder,
-            progress=progress,
-        )
-
-    def untimed_problem(self, max_networks: int) -> Problem:
-        """Return what methods check before any work: no layer is timed for it."""
-        untimed = self.measures.problem(self.budget.without_latency(), max_networks=max_networks)
-        return dataclasses.replace(untimed, budget=self.budget)
+        return self.measures.evaluator()
 
     def recipe(self) -> FinetuneConfig:
         """Return the fine-tune that every row gets."""
@@ -120,6 +84,7 @@ class RunContext:
             "epochs": options.finetune_epochs,
             "batch_size": options.batch_size,
             "peak_lr": options.finetune_lr,
+            "lora_rank": options.finetune_lora,
             "distill_weight": options.distill,
         }
         given = {name: value for name, value in asked.items() if value is not None}

@@ -24,7 +24,7 @@ from prunegraph.core.errors import ArtefactError, ConfigError
 from prunegraph.graph import ExampleInputs
 from prunegraph.models import load_encoder, load_pretrained
 from prunegraph.models.embedded_language import build_embedded
-from prunegraph.runs.folder import RunFolder, check_one_run
+from prunegraph.runs.folder import RunFolder
 from prunegraph.runs.options.checks import check_trusted
 from prunegraph.runs.options.tools import ExportConfig
 from prunegraph.runs.options.yaml_file import read_yaml
@@ -250,7 +250,6 @@ def _check_holds_network(run: Path) -> None:
     if run.is_file() and not artefact_paths(run)[0].is_file():
         msg = f"{run} is no run folder: name one of `prunegraph train` or `apply`"
         raise ArtefactError(msg)
-    check_one_run(run)
     if artefact_paths(run)[0].exists():
         return
     if not folder.file(RunFolder.REPORT).is_file():

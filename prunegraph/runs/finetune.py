@@ -181,7 +181,8 @@ def save_network(
     """Write a pruned network with what rebuilds it."""
     if isinstance(mask, ChannelMask):
         pretrained = None
-        if target.graph.origin is not None and target.tokenizer is not None:  # its config holds it
+        within = target.graph.origin is not None and target.graph.min_keep.all()
+        if within and target.tokenizer is not None:  # its config holds it
             model, pretrained = resized_network(model, target.example_inputs), target.tokenizer
         save_pruned(
             where,

@@ -49,7 +49,6 @@ class RunFolder:
     CONFIG: ClassVar[str] = "config.yaml"
     REPORT: ClassVar[str] = "report.json"
     PAGE: ClassVar[str] = "report.html"
-    SUMMARY: ClassVar[str] = "summary.json"
     MASKS: ClassVar[str] = "masks.json"
     HISTORY: ClassVar[str] = "history.json"
     LATENCY: ClassVar[str] = "latency.json"
@@ -140,8 +139,8 @@ class RunFolder:
 
     @property
     def finished(self) -> bool:
-        """True if the report or summary is written, which is the last thing that a run does."""
-        return any(self.file(name).is_file() for name in (RunFolder.REPORT, RunFolder.SUMMARY))
+        """True if the report is written, which is the last thing that a run does."""
+        return self.file(RunFolder.REPORT).is_file()
 
     def check_links(self) -> None:
         """Raise ArtefactError for a linked folder below it that lies elsewhere, where none writes.
@@ -334,13 +333,6 @@ def existing_run(path: Path) -> RunFolder:
             f"{path} holds no {RunFolder.REPORT}: no finished run; repeat its command to finish it"
         )
     raise ArtefactError(msg)
-
-
-def check_one_run(path: Path) -> None:
-    """Raise ArtefactError for a folder of several comparisons, where one run is asked for."""
-    if (path / RunFolder.SUMMARY).is_file():
-        msg = f"{path} holds several comparisons: name the folder of one of them"
-        raise ArtefactError(msg)
 
 
 def slug(name: str) -> str:

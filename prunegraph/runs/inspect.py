@@ -3,20 +3,23 @@
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from rich.markup import escape
 from rich.table import Table
-from torch import Tensor
+from torch import Tensor, nn
 
 from prunegraph.artefacts.masked import MaskedNetwork
 from prunegraph.core.budget import Budget
 from prunegraph.core.console import Console
-from prunegraph.core.masks import ChannelMask
-from prunegraph.core.user_code import is_factory
+from prunegraph.core.errors import ModelError
+from prunegraph.core.masks import ChannelMask, Float64Array
+from prunegraph.core.user_code import HF_PREFIX, is_factory
 from prunegraph.data import load_dataset
-from prunegraph.graph import StructureGraph, analyse, unwrap
+from prunegraph.graph import StructureGraph, unwrap
 from prunegraph.graph.costs.latency import smallest_mask
-from prunegraph.models import build_model, load_weights, weights_info
+from prunegraph.graph.costs.macs import PARAMS
+from prunegraph.models import build_model, load, load_weights, weights_info
 from prunegraph.runs.export import read_run
 from prunegraph.runs.options.config import DataConfig
 from prunegraph.runs.options.tools import InspectConfig
@@ -27,6 +30,7 @@ from prunegraph.runs.prepare import (
     custom_dataset,
     named_dataset,
     resolve_arch,
+    structure_of,
     trained_size,
 )
 from prunegraph.runs.report.groups import draw_groups
@@ -34,14 +38,21 @@ from prunegraph.runs.report.plots import save_figure
 
 KNOWN_INPUTS: dict[str, tuple[tuple[int, int, int], int]] = {
     "digits": ((1, 8, 8), 10),
+    "clutter": ((1, 16, 16), 10),
     "cifar10": ((3, 32, 32), 10),
     "cifar100": ((3, 32, 32), 100),
     "imagenet": ((3, 224, 224), 1000),
 }
 """Image shape and number of classes of data sets that need not be read to know them."""
 
-MOST_NAMED = 3
-"""So many members of a group are named."""
+MOST_NAMED = 2
+"""So many layers that are tied to a group are named."""
+
+NUM_TOKENS = 16
+"""Tokens that a language model is analysed on."""
+
+MOST_ROWS = 25
+"""Groups that are shown without ``--all``."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +86,7 @@ def run_inspect(config: InspectConfig, console: Console) -> dict[str, Any]:
         widths = graph.group_widths(mask)
         content["kept"] = {"macs": cost.macs, "params": cost.params, "widths": widths}
     if not config.json:
-        _print(content, graph, console)
+        _print(content, graph, console, len(graph.groups) if config.all else MOST_ROWS)
     if config.plot is not None:
         save_figure(draw_groups(graph, _title(content), mask), config.plot)
         console.say(f"the groups are drawn in {config.plot}")
@@ -84,6 +95,8 @@ def run_inspect(config: InspectConfig, console: Console) -> dict[str, Any]:
 
 def _analyse(config: InspectConfig) -> Inspected:
     """Build the network that the options name and analyse it."""
+    if (config.arch or "").startswith(HF_PREFIX):
+        return _analyse_pretrained(config)
     info = weights_info(config.weights) if config.weights else None
     arch = resolve_arch(config.arch, config.weights, info)
     dataset = named_dataset(config.dataset, config.weights, info)
@@ -94,9 +107,40 @@ def _analyse(config: InspectConfig) -> Inspected:
         load_weights(model, config.weights)
     generator = torch.Generator().manual_seed(config.seed)
     example: Tensor = torch.randn(1, *image_shape, generator=generator)
-    graph = analyse(model.to(device).eval(), example.to(device), attention=config.attention)
+    graph = structure_of(model.to(device).eval(), example.to(device), config)
+    assert graph is not None  # without a budget
     check_network(arch, graph)
     return Inspected(arch=arch, graph=graph)
+
+
+def _analyse_pretrained(config: InspectConfig) -> Inspected:
+    """Load a network of transformers and analyse it on inputs of its own kind."""
+    assert config.arch is not None
+    device = resolve_device(config.device)
+    model = load(config.arch).to(device)
+    inputs = {name: value.to(device) for name, value in example_of(model).items()}
+    graph = structure_of(model, inputs, config)
+    assert graph is not None  # without a budget
+    check_network(config.arch, graph)
+    return Inspected(arch=config.arch, graph=graph)
+
+
+def example_of(model: nn.Module) -> dict[str, Tensor]:
+    """Return what a network of transformers takes: a few tokens, or an image, as its config says.
+
+    Raises:
+        ModelError: it takes something else.
+    """
+    network: Any = model
+    name, config = network.main_input_name, network.config
+    if name == "input_ids":
+        return {name: torch.arange(NUM_TOKENS)[None] % config.get_text_config().vocab_size}
+    if name == "pixel_values" and isinstance(getattr(config, "image_size", None), int):
+        side, channels = config.image_size, getattr(config, "num_channels", 3)
+        generator = torch.Generator().manual_seed(0)
+        return {name: torch.randn(1, channels, side, side, generator=generator)}
+    msg = f"{type(model).__name__} takes {name}: use pg.analyse(model, example_inputs) in Python"
+    raise ModelError(msg)
 
 
 def _show_zeros(saved: MaskedNetwork, console: Console) -> dict[str, Any]:
@@ -154,27 +198,36 @@ def _usual_dataset(arch: str) -> str:
     return "imagenet" if ":" in arch else "cifar10"
 
 
-def _print(content: dict[str, Any], graph: StructureGraph, console: Console) -> None:
+def _print(content: dict[str, Any], graph: StructureGraph, console: Console, most: int) -> None:
+    """Print a row for each group, the frozen operations, and what can go.
+
+    Args:
+        content: what ``--json`` prints.
+        graph: the structure.
+        console: where to print.
+        most: rows that are shown.
+    """
     widths = content.get("kept", {}).get("widths")
     table = Table(title=escape(_title(content)))
-    table.add_column("group")
-    table.add_column("size", justify="right")
-    if widths is not None:
-        table.add_column("kept", justify="right")
-    table.add_column("MACs", justify="right")
-    table.add_column("removed together")
+    for head in ("group", "width", *["kept"] * (widths is not None), "parameters", "MACs"):
+        table.add_column(head, justify="left" if head == "group" else "right", overflow="fold")
+    table.add_column("tied to it")
     table.add_column("frozen because")
-    for group in content["groups"]:
+    params, words = params_by_group(graph), tied_in_words(graph)
+    for number, group in enumerate(content["groups"][:most]):
         table.add_row(
             escape(group["name"]),
             str(group["size"]),
             *([] if widths is None else [str(widths.get(group["name"], group["size"]))]),
+            f"{params[number]:,.0f}",
             f"{100 * group['macs_share']:.1f} %",
-            escape(_shorten(group["members"])),
+            escape(words[number]),
             escape(group["frozen"] or ""),
         )
     console.table(table)
-    for frozen in content["frozen_ops"]:
+    if (hidden := len(content["groups"]) - most) > 0:
+        console.say(f"{hidden} more groups: --all shows them")
+    for frozen in content["frozen_ops"][:most]:
         console.say(
             f"frozen by {frozen['op']} in {frozen['module'] or 'the network'}: {frozen['reason']}"
         )
@@ -188,9 +241,44 @@ def _print(content: dict[str, Any], graph: StructureGraph, console: Console) -> 
     console.say(f"activations take {memory:,} bytes at once for one image")
 
 
-def _shorten(members: list[str]) -> str:
-    more = f", and {len(members) - MOST_NAMED} more" if len(members) > MOST_NAMED else ""
-    return ", ".join(members[:MOST_NAMED]) + more
+def params_by_group(graph: StructureGraph) -> Float64Array:
+    """Return ``[G]`` parameters by the group of their first axis with channels."""
+    params = np.zeros(len(graph.groups))
+    for term in graph.cost_model.terms:
+        if term.kind == PARAMS and term.axes:
+            first, *others = term.axes
+            each = term.coefficient * float(np.prod([len(axis) for axis in others]))
+            params += each * np.bincount(graph.group_of[first], minlength=len(params))
+    return params
+
+
+def tied_in_words(graph: StructureGraph) -> list[str]:
+    """Return for each group what else writes its channels, and what reads them."""
+    writers: list[list[str]] = [[] for _ in graph.groups]
+    readers: list[list[str]] = [[] for _ in graph.groups]
+    for op in graph.ops:
+        for found, units in ((writers, op.out_units), (readers, op.in_units)):
+            for number in np.unique(graph.group_of[units]):
+                found[number].append(op.name.partition("#")[0])
+    return [
+        "; ".join(
+            f"{what} {_shorten(names)}"
+            for what, names in (
+                (
+                    "summed with" if graph.summed[group.units].any() else "as wide as",
+                    [name for name in dict.fromkeys(writers[number]) if name != group.name],
+                ),
+                ("read by", list(dict.fromkeys(readers[number]))),
+            )
+            if names
+        )
+        for number, group in enumerate(graph.groups)
+    ]
+
+
+def _shorten(names: list[str]) -> str:
+    more = f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
+    return ", ".join(names[:MOST_NAMED]) + more
 
 
 def least_macs(graph: StructureGraph) -> float:

@@ -14,14 +14,9 @@ from prunegraph.artefacts.masked import StoredMask
 from prunegraph.artefacts.pruned import StoredChannels
 from prunegraph.core.budget import Budget, short
 from prunegraph.core.user_code import is_factory
+from prunegraph.methods.controls import CONTROL_CRITERIA, WidthsControl
 from prunegraph.methods.method import Role
-from prunegraph.methods.registry import (
-    CONTROL_CRITERIA,
-    WEIGHT_METHODS,
-    control_widths,
-    make_method,
-    method_groups,
-)
+from prunegraph.methods.registry import POLICY, WEIGHT_METHODS, make_method, method_groups
 from prunegraph.runs.context import Mask, RunContext
 from prunegraph.runs.folder import RunFolder, slug
 from prunegraph.runs.options.compare import CompareConfig, RunConfig
@@ -55,10 +50,10 @@ ALWAYS = ("l1/uniform", "taylor/per_mac")
 BEST_SEARCHES = 2
 """So many of the baselines that search are fine-tuned by ``compare``."""
 
-CONTROLS = frozenset(control_widths(criterion, {}).name for criterion in CONTROL_CRITERIA)
+CONTROLS = frozenset(WidthsControl(criterion, {}).name for criterion in CONTROL_CRITERIA)
 """The names of the rows that keep the agent's widths."""
 
-POLICY_SCHEME = "policy:"
+POLICY_SCHEME = f"{POLICY}:"
 """Begins the name of a method that applies a trained policy, and of its row."""
 
 RECALIBRATED: Metric = "test_accuracy_recalibrated"
@@ -213,7 +208,6 @@ def applied_policy(config: object) -> Path | None:
 
 def _compare_plan(config: CompareConfig) -> Plan:
     groups = method_groups()
-    groups["all"] += (SAMPLER,)
     searches = not config.no_agent
     if config.budget().kind == "weights":  # of which the agent chooses none
         groups = {"all": tuple(WEIGHT_METHODS)}
@@ -245,8 +239,10 @@ def run_name(config: RunConfig, targets: Sequence[Target]) -> str:
 
 def budget_name(budget: Budget) -> str:
     """Return a budget's limits as part of a file's name."""
-    values = {**budget.as_dict(), **({"uniform": "uniform"} if budget.uniform else {})}
-    return slug("-".join(map(short, values.values())))
+    named = {
+        name: name if value is True else short(value) for name, value in budget.as_dict().items()
+    }
+    return slug("-".join(named.values()))
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

@@ -1,7 +1,7 @@
 """What every command starts from: the network, its weights, its images, its structure graph."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,25 +15,43 @@ from prunegraph.core.errors import ConfigError, DataError, ModelError, one_line
 from prunegraph.core.masks import ChannelMask
 from prunegraph.core.seeding import seeded
 from prunegraph.core.splits import Dataset
-from prunegraph.core.task import Task
-from prunegraph.core.user_code import as_one_line, find_factory, is_factory
-from prunegraph.data import Images, from_images, load_dataset
-from prunegraph.graph import StructureGraph, analyse, copy_network, unwrap
+from prunegraph.core.task import ExampleInputs, Task
+from prunegraph.core.user_code import (
+    TIMM_PREFIX,
+    TORCHVISION_PREFIX,
+    as_one_line,
+    find_factory,
+    is_factory,
+)
+from prunegraph.data import EMBEDDED, Images, from_images, load_dataset
+from prunegraph.graph import AttentionUnit, StructureGraph, analyse, copy_network, unwrap
 from prunegraph.graph.apply import apply_mask
+from prunegraph.graph.depth import with_depth
+from prunegraph.graph.narrowing import narrow
 from prunegraph.models import (
     WeightsInfo,
     build_model,
     check_arch,
     check_weights_file,
     load_weights,
+    published_info,
+    published_weights,
     weights_info,
+    within_config,
 )
 from prunegraph.runs.options.checks import check_trusted
-from prunegraph.runs.options.config import DataConfig, NetworkConfig, PretrainConfig, PruningOptions
+from prunegraph.runs.options.config import (
+    DataConfig,
+    NetworkConfig,
+    PretrainConfig,
+    PruningOptions,
+    StructureConfig,
+)
 from prunegraph.runs.parallel.machine import is_out_of_memory, resolve_device
 from prunegraph.runs.target import IMAGES_RECIPE, Target, pretrain_recipe
 from prunegraph.tasks.classification import layout_of
 from prunegraph.tasks.image_classification import ImageClassification
+from prunegraph.training.lora import peft_library
 
 DEFAULT_ARCH = "digits_resnet"
 DEFAULT_DATASET = "digits"
@@ -107,7 +125,7 @@ def load_images(config: NetworkConfig | PretrainConfig, info: WeightsInfo | None
     name = named_dataset(config.dataset, config.weights, info) or DEFAULT_DATASET
     if is_factory(name):
         return custom_dataset(name, config, info)
-    if name == DEFAULT_DATASET and config.threads is None:
+    if name in EMBEDDED and config.threads is None:
         torch.set_num_threads(1)  # sharing such small work among threads only slows it down
     return load_dataset(
         name,
@@ -164,6 +182,83 @@ def build_network(arch: str, dataset: Dataset, seed: int) -> nn.Module:
     return unwrap(model)  # a factory may wrap it: its weights are named without
 
 
+def structure_of(
+    model: nn.Module,
+    example_inputs: ExampleInputs,
+    config: StructureConfig,
+    budget: Budget | None = None,
+) -> StructureGraph | None:
+    """Return the structure of a network where channels are chosen, else None: that takes long.
+
+    What the options exclude, or a config of ``uniform`` widths cannot hold, is frozen in it.
+
+    Raises:
+        ConfigError: the options ask for channels that stay, and the budget is of single weights;
+            or they name modules that there are not.
+    """
+    if budget is not None and budget.kind == "weights":
+        if config.exclude or config.keep_at_least:
+            msg = "--exclude and --keep-at-least are of channels, and single weights go: drop them"
+            raise ConfigError(msg)
+        return None
+    return prunable_structure(
+        model,
+        example_inputs,
+        budget,
+        attention=config.attention,
+        exclude=config.exclude,
+        keep_at_least=config.least_shares(),
+    )
+
+
+def prunable_structure(
+    model: nn.Module,
+    example_inputs: ExampleInputs,
+    budget: Budget | None,
+    *,
+    attention: AttentionUnit,
+    exclude: Sequence[str] = (),
+    keep_at_least: Mapping[str, float] | None = None,
+) -> StructureGraph:
+    """Return the structure of a network, with what a budget and a user leave to prune.
+
+    Args:
+        model: the dense network.
+        example_inputs: what its forward takes.
+        budget: what may remain; None = nothing is asked.
+        attention: what can leave it.
+        exclude: see ``narrow``.
+        keep_at_least: see ``narrow``.
+    """
+    graph = analyse(model, example_inputs, attention=attention)
+    graph = narrow(graph, exclude, keep_at_least)
+    if budget is not None and budget.uniform:
+        graph = within_config(model, graph)
+    if budget is not None and budget.depth:
+        graph = narrow(with_depth(model, graph, example_inputs), (), keep_at_least)
+    return graph
+
+
+def with_published_weights(config: NetworkConfig) -> NetworkConfig:
+    """Return the options with the weights that a library publishes for its network.
+
+    Those are of ImageNet; a network of other images, or one that is to be trained, gets none.
+
+    Raises:
+        ModelError: there is no such network, or its weights are not there.
+    """
+    if (
+        config.weights is not None
+        or config.pretrain_epochs is not None
+        or config.dataset != "imagenet"
+        or not (config.arch or "").startswith((TORCHVISION_PREFIX, TIMM_PREFIX))
+    ):
+        return config
+    assert config.arch is not None
+    check_arch(config.arch)
+    return dataclasses.replace(config, weights=published_weights(config.arch))
+
+
 def build_dense(info: PrunedInfo) -> nn.Module:
     """Build the dense network that a saved pruned one was cut from.
 
@@ -187,7 +282,10 @@ def load_classifier(config: NetworkConfig, budget: Budget | None = None) -> Targ
         PruneGraphError: something is missing, damaged, contradictory, or cannot be met.
     """
     device = resolve_device(config.device)
+    given, config = config, with_published_weights(config)
     info = weights_info(config.weights) if config.weights else None
+    if config is not given and config.arch is not None:
+        info = published_info(config.arch)
     arch = resolve_arch(config.arch, config.weights, info)
     check_arch(arch)  # before images are downloaded
     dataset = load_images(config, info)
@@ -198,10 +296,8 @@ def load_classifier(config: NetworkConfig, budget: Budget | None = None) -> Targ
     model = model.to(device).eval()
     images, _ = next(iter(dataset.train.batches(1)))
     example_inputs = images.to(device)
-    structure = None
-    if budget is None or budget.kind == "channels":
-        # before the layout changes: files are read without it
-        structure = analyse(model, example_inputs, attention=config.attention)
+    # before the layout changes: files are read without it
+    structure = structure_of(model, example_inputs, config, budget)
     layout = layout_of(model)
     task = ImageClassification(
         model=model,
@@ -272,12 +368,16 @@ def check_outputs(arch: str, model: nn.Module, example_inputs: Tensor, num_class
 
 
 def check_trainable(target: Target, options: PruningOptions) -> None:
-    """Raise ModelError if the network or a pruned one cannot be trained: before a long search.
+    """Raise an error if the network or a pruned one cannot be trained: before a long search.
 
     A forward may return more in training mode, or use layers that the analysis, which runs in eval
-    mode, has not seen.
+    mode, has not seen. LoRA without its library is a ConfigError.
     """
+    if options.finetune_lora is not None:
+        peft_library()
     epochs = options.finetune_epochs
+    if options.finetune_lora is not None:
+        peft_library()
     if target.recipe.epochs if epochs is None else epochs:
         check_training(target.task, target.structure, "--finetune-epochs 0")
 

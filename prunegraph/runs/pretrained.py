@@ -14,7 +14,7 @@ from prunegraph.core.files import write_bytes
 from prunegraph.core.masks import ChannelMask
 from prunegraph.graph import unwrap
 from prunegraph.models import resized_network
-from prunegraph.runs.prune import PruneResult
+from prunegraph.runs.result import PruneResult
 
 CARD = "README.md"
 

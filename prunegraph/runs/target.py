@@ -11,13 +11,13 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from prunegraph.artefacts.pruned import PrunedInfo
 from prunegraph.core.budget import Cost
-from prunegraph.core.errors import ModelError
 from prunegraph.core.masks import ChannelMask
 from prunegraph.core.splits import Dataset, Split
 from prunegraph.core.task import ExampleInputs, Task
 from prunegraph.core.weight_mask import WeightMask
 from prunegraph.graph import StructureGraph, copy_network, unwrap
 from prunegraph.layerwise.weights import prunable_weights
+from prunegraph.methods.method import OfNetwork
 from prunegraph.models import WeightsInfo
 from prunegraph.tasks.classification import lay_out, model_device
 from prunegraph.training.loop import FinetuneConfig
@@ -30,7 +30,7 @@ WARMUP_EPOCHS = 2
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class Target:
+class Target(OfNetwork):
     """A network to prune: its task, its structure, and how files name and rebuild it.
 
     Attributes:
@@ -71,18 +71,6 @@ class Target:
     def model(self) -> nn.Module:
         """The dense network."""
         return self.task.model
-
-    @property
-    def graph(self) -> StructureGraph:
-        """The structure graph.
-
-        Raises:
-            ModelError: there is none.
-        """
-        if self.structure is None:
-            msg = f"{self.arch} has no structure graph, and channels are chosen by it"
-            raise ModelError(msg)
-        return self.structure
 
     @property
     def example_inputs(self) -> ExampleInputs:

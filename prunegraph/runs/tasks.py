@@ -14,16 +14,17 @@ from prunegraph.core.budget import Budget
 from prunegraph.core.errors import ArtefactError, ConfigError, DataError, suggest
 from prunegraph.core.reading import checked
 from prunegraph.core.task import Task
+from prunegraph.core.user_code import HF_PREFIX
 from prunegraph.data.sentences import find_table
 from prunegraph.data.speech import SpeechData
-from prunegraph.graph import StructureGraph, analyse, copy_network
-from prunegraph.models import load_weights, weights_info, within_config
+from prunegraph.graph import StructureGraph, copy_network
+from prunegraph.models import load_weights, pretrained_folder, weights_info
 from prunegraph.models.embedded_language import build_embedded, byte_tokenizer
 from prunegraph.models.recogniser import HEADS, Recogniser, build_recogniser
 from prunegraph.runs.options.config import CommonConfig, NetworkConfig, NetworksConfig
 from prunegraph.runs.options.tasks import IMAGES, TaskOptions
 from prunegraph.runs.parallel.machine import resolve_device
-from prunegraph.runs.prepare import check_network, load_classifier, resolve_arch
+from prunegraph.runs.prepare import check_network, load_classifier, resolve_arch, structure_of
 from prunegraph.runs.target import Target
 from prunegraph.tasks.causal_lm import causal_lm
 from prunegraph.tasks.speech_recognition import load_speech_data, speech_recognition
@@ -98,12 +99,23 @@ def load_target(config: NetworkConfig, budget: Budget | None = None) -> Target:
     Raises:
         PruneGraphError: something is missing, damaged, contradictory, or cannot be met.
     """
-    return _kind(config).load(config, budget)
+    return _kind(config).load(with_folder(config), budget)
+
+
+def with_folder(config: NetworkConfig) -> NetworkConfig:
+    """Return the options with the folder that ``--weights hf:FOLDER_OR_NAME`` stands for.
+
+    Raises:
+        ModelError: it is no folder, not in the cache of transformers, and cannot be fetched.
+    """
+    if not str(config.weights).startswith(HF_PREFIX):
+        return config
+    return dataclasses.replace(config, weights=pretrained_folder(str(config.weights)))
 
 
 def arch_of(config: NetworkConfig) -> str:
     """Return the name of the network that options ask for."""
-    return _kind(config).arch(config)
+    return _kind(config).arch(with_folder(config))
 
 
 def load_begun(run: CommonConfig, name: str, dense: Path, budget: Budget, **given: Any) -> Target:
@@ -246,13 +258,10 @@ def load_sentence_classifier(config: NetworkConfig, budget: Budget | None = None
 
 
 def _structure(task: Task, config: NetworkConfig, budget: Budget | None) -> StructureGraph | None:
-    """Return the structure of a network where channels are chosen, else None: that takes long."""
-    if budget is not None and budget.kind == "weights":
-        return None
-    structure = analyse(task.model, task.example_inputs, attention=config.attention)
-    if budget is not None and budget.uniform:
-        structure = within_config(task.model, structure)
-    check_network(task.name, structure)
+    """Return the structure of a network where channels are chosen, checked, else None."""
+    structure = structure_of(task.model, task.example_inputs, config, budget)
+    if structure is not None:
+        check_network(task.name, structure)
     return structure
 
 
@@ -274,10 +283,7 @@ def load_recogniser(config: NetworkConfig, budget: Budget | None = None) -> Targ
     if config.weights is not None:
         load_weights(task.model, config.weights)
     task.place_model(task.model, device)
-    structure: StructureGraph | None = None
-    if budget is None or budget.kind == "channels":
-        structure = analyse(task.model, task.example_inputs)
-        check_network(task.name, structure)
+    structure = _structure(task, config, budget)
     assert isinstance(task.model, Recogniser)
     sizes = task.model.sizes
     recipe = PROXY_RECIPE if data.proxy else SPEECH_RECIPE

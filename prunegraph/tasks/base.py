@@ -6,13 +6,25 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
-from prunegraph.core.errors import DataError
+from prunegraph.core.errors import DataError, ModelError
 from prunegraph.core.splits import Batch, SearchSplit, Split, TestSplit, TrainSplit
 from prunegraph.tasks.classification import model_device
 
 
 class SplitTask:
     """A task whose batches are trees of tensors, which all go where the network is."""
+
+    model: nn.Module
+
+    def __post_init__(self) -> None:
+        """Raise ModelError for a network with adapters (peft, loralib): it is not the dense one."""
+        for name, module in self.model.named_modules():
+            if hasattr(module, "lora_A") or hasattr(module, "base_layer"):
+                msg = (
+                    f"{name} of the network holds adapters (LoRA), which cannot be pruned: merge "
+                    "them into the dense network first, with model.merge_and_unload() of peft"
+                )
+                raise ModelError(msg)
 
     def place_model(self, model: nn.Module, device: torch.device) -> nn.Module:
         """Move a network to a device; return it."""

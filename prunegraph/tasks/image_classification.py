@@ -49,6 +49,7 @@ class ImageClassification(SplitTask):
     name: str = "network"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         why = "masks are scored on search images and recalibrated on train images, see docs/own.md"
         check_splits(self.train, self.search, self.test, why)
 

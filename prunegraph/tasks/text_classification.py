@@ -88,6 +88,7 @@ class TextClassification(SplitTask):
     name: str = "encoder"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_splits(self.train, self.search, self.test, "nothing is chosen on test rows")
         if self.score_name not in METRICS:
             near = suggest(self.score_name, METRICS)

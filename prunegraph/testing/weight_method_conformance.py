@@ -2,15 +2,15 @@
 
 from prunegraph.core.weight_mask import WeightMask
 from prunegraph.layerwise.weights import check_pattern, prunable_weights
+from prunegraph.methods.method import Problem, Result
 from prunegraph.testing.method_conformance import MethodConformance
 
 
 class WeightMethodConformance(MethodConformance):
     """Inherit as from ``MethodConformance``; problems hold a budget with a sparsity."""
 
-    def test_the_budget_is_met_and_used_up(self) -> None:
+    def check_budget(self, problem: Problem, result: Result) -> None:
         """As many weights become zero as were asked for, exactly, and where the pattern says."""
-        problem, result = self._run()
         assert isinstance(result.mask, WeightMask)
         weights, sparsity = prunable_weights(problem.task.model), problem.budget.sparsity
         assert sparsity is not None
@@ -19,9 +19,8 @@ class WeightMethodConformance(MethodConformance):
         assert zeros == asked, f"{zeros:,} weights become zero, {asked:,} were asked for"
         assert str(result.mask.pattern) == (problem.budget.pattern or "unstructured")
 
-    def test_the_mask_is_legal(self) -> None:
+    def check_mask(self, problem: Problem, result: Result) -> None:
         """It names prunable weights, follows its pattern, and its network holds the zeros."""
-        problem, result = self._run()
         assert isinstance(result.mask, WeightMask)
         check_pattern(result.mask, problem.task.model)
         if result.model is not None:

@@ -10,8 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from prunegraph.core.errors import ArtefactError
-from prunegraph.core.reading import checked, holds_numbers, parse_json, read_safetensors
-from prunegraph.core.tensors import load_state, state_tensors, to_safetensors
+from prunegraph.core.reading import checked, parse_json
+from prunegraph.core.tensors import (
+    holds_numbers,
+    load_state,
+    read_safetensors,
+    state_tensors,
+    to_safetensors,
+)
 from prunegraph.training.masked import MaskedWeights
 
 CPU_GENERATORS = ("augmentation", "cpu")

@@ -32,6 +32,7 @@ from prunegraph.tasks.outputs import loss_and_outputs
 from prunegraph.training.checkpoint import Done, TrainingState
 from prunegraph.training.distributed import Ranks, SharedBatchNorm
 from prunegraph.training.kernels import QuickDepthwise
+from prunegraph.training.lora import adapters
 from prunegraph.training.masked import MaskPlan
 from prunegraph.training.optimizers import Optimizer, make_optimizer
 from prunegraph.training.schedules import learning_rate_at
@@ -72,6 +73,7 @@ class FinetuneConfig:
             little.
         autocast: run in bfloat16 where that is safe and the device computes it.
         distill_weight: share of the loss in [0, 1] that is the distance to a teacher's outputs.
+        lora_rank: of matrices that train in the weights' place (``adapters``); 0 = none.
     """
 
     epochs: int
@@ -81,9 +83,10 @@ class FinetuneConfig:
     optimizer: Optimizer = "sgd"
     autocast: bool = True
     distill_weight: float = 0.0
+    lora_rank: int = 0
 
     def __post_init__(self) -> None:
-        lowest = {"epochs": 0, "batch_size": 2, "warmup_epochs": 0}
+        lowest = {"epochs": 0, "batch_size": 2, "warmup_epochs": 0, "lora_rank": 0}
         for name, least in lowest.items():
             if not getattr(self, name) >= least:
                 msg = f"{name}={getattr(self, name)} must be at least {least}"
@@ -171,15 +174,12 @@ def finetune(
 
     Raises:
         ArtefactError: the checkpoint is damaged or of another training.
-        ConfigError: a teacher without ``distill_weight`` or the reverse; subnets with masks.
-        DataError: the task is none.
-        PruneGraphError: the loss becomes NaN or infinite.
+        ConfigError: a teacher without ``distill_weight`` or the reverse; LoRA without peft; two of
+            subnets, masks and LoRA.
+        PruneGraphError: the task is none; the loss becomes NaN or infinite.
     """
     if not isinstance(getattr(task, "train", None), TrainSplit):
-        msg = (
-            f"{type(task).__name__} is no task: make one with prunegraph.tasks, or train by your "
-            "own loop"
-        )
+        msg = f"{type(task).__name__} is no task: make one with prunegraph.tasks"
         raise DataError(msg)
     if (teacher is None) != (config.distill_weight == 0.0):
         msg = f"distill_weight={config.distill_weight} needs a teacher, and a teacher a weight > 0"
@@ -187,21 +187,22 @@ def finetune(
     if config.epochs == 0 and subnets is None:
         model.eval()
         return FinetuneResult(losses=(), seconds=0.0, resumed_epochs=0)
-    if subnets is not None and masks is not None:
-        msg = "subnets cut channels out in every step, masks set weights to zero: give one of them"
+    if (subnets is not None) + (masks is not None) + (config.lora_rank > 0) > 1:
+        msg = "subnets, masks of weights and lora_rank exclude one another: give one of them"
         raise ConfigError(msg)
-    run = _Training(model, task, config, seed, teacher, ranks, subnets, name, masks)
     if ranks is not None and not ranks.first:
         checkpoint = None
-    resumed_epochs = run.begin(None if checkpoint is None else Path(checkpoint))
-    run.train_epochs(progress, watch)
+    rank = config.lora_rank
+    with adapters(unwrap(model), rank, seed) if rank else nullcontext():
+        run = _Training(model, task, config, seed, teacher, ranks, subnets, name, masks)
+        resumed_epochs = run.begin(None if checkpoint is None else Path(checkpoint))
+        run.train_epochs(progress, watch)
     model.eval()
     if subnets is not None:
         run.recalibrate()
-    done = run.done
     return FinetuneResult(
-        losses=tuple(done.losses),
-        seconds=done.seconds,
+        losses=tuple(run.done.losses),
+        seconds=run.done.seconds,
         resumed_epochs=resumed_epochs,
         masks={} if run.masked is None else run.masked.finish(),
         history=() if run.masked is None else run.masked.history,
@@ -425,9 +426,8 @@ class _Training:
     @contextmanager
     def _seeded(self, epoch: int) -> Iterator[None]:
         """Seed torch's global generators for dropout; they are as before afterwards."""
-        device = model_device(self.model)
+        device, rank = model_device(self.model), 0 if self.ranks is None else self.ranks.rank
         devices = [device.index] if device.type == "cuda" else []
-        rank = 0 if self.ranks is None else self.ranks.rank
         with seeded(self._derived_seed(epoch, "dropout") + rank, devices):
             yield
 

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from prunegraph.core.errors import DataError
 from prunegraph.core.splits import SearchSplit, TestSplit, TrainSplit
 from prunegraph.data import load_dataset
+from prunegraph.data.digits import read_clutter, read_digits
 from prunegraph.data.lazy import LazySource
 from prunegraph.data.memory import MemorySource
 from prunegraph.models import build_model
@@ -38,6 +39,33 @@ def test_digits_are_split_for_good() -> None:
     ]
     other = load_dataset("digits", seed=5, search_share=0.4)
     assert other.search.fingerprint() == data.search.fingerprint()
+
+
+def test_clutter_shows_digits_of_its_own_split_among_pieces() -> None:
+    data = load_dataset("clutter")
+    assert [len(split) for split in (data.train, data.search, data.test)] == [6000, 1000, 1000]
+    assert data.image_shape == (1, 16, 16)
+    assert data.num_classes == 10
+    images, labels = next(data.train.batches(6000))
+    assert abs(float(images.mean())) < 0.01
+    assert abs(float(images.std()) - 1.0) < 0.01
+    assert labels.bincount().min() > 500
+    again = load_dataset("clutter", seed=7)
+    assert again.test.fingerprint() == data.test.fingerprint()
+
+
+@pytest.mark.parametrize("split", ["train", "val", "test"])
+def test_a_scene_holds_the_digit_that_its_label_names(split: str) -> None:
+    scenes, labels, positions = read_clutter()
+    digits, names, own = read_digits()
+    number = int(positions[split][3])
+    windows = scenes[number, 0].unfold(0, 8, 1).unfold(1, 8, 1).reshape(-1, 8, 8)
+    inside = [
+        int(names[at])
+        for at in own[split].tolist()
+        if bool((windows >= digits[at, 0]).all((1, 2)).any())
+    ]
+    assert int(labels[number]) in inside
 
 
 def test_digits_are_normalised_and_shifted_but_not_flipped() -> None:
@@ -173,7 +201,11 @@ def test_own_normalisation(make_folder: MakeFolder) -> None:
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("mnist", {}, "unknown data set 'mnist'; known: digits, cifar10, cifar100, imagenet, fol"),
+        (
+            "mnist",
+            {},
+            "unknown data set 'mnist'; known: digits, clutter, cifar10, cifar100, imagenet, fol",
+        ),
         ("folder", {}, "folder needs a data_dir"),
         ("imagenet", {}, "imagenet needs a data_dir"),
         ("digits", {"data_dir": Path("x")}, "digits are built in"),

@@ -7,7 +7,8 @@ import copy
 import dataclasses
 import math
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -19,8 +20,8 @@ from prunegraph.core.errors import ArtefactError, DataError
 from prunegraph.core.masks import ChannelMask
 from prunegraph.core.outcome import Outcome
 from prunegraph.core.splits import SearchSplit, TrainSplit
-from prunegraph.core.task import Scores
-from prunegraph.evaluation.evaluator import Evaluator
+from prunegraph.core.task import Scores, Task
+from prunegraph.evaluation.evaluator import Evaluator, metric_of
 from prunegraph.evaluation.log import WRITE_EVERY, OutcomeLog
 from prunegraph.graph import StructureGraph, analyse
 from prunegraph.graph.apply import apply_mask
@@ -315,3 +316,12 @@ def test_ranks_share_batches_of_any_form() -> None:
     assert weight == 1 / 8
     with pytest.raises(DataError, match="several lengths: train it in one process"):
         Ranks(rank=0, size=2).share((torch.zeros(2), torch.zeros(3)))
+
+
+def test_networks_without_classes_are_compared_by_the_divergence() -> None:
+    searched = SimpleNamespace(search=object(), score_name="perplexity")
+    classes = SimpleNamespace(search=object(), score_name="accuracy")
+    own = SimpleNamespace(search=None, score_name="perplexity")  # a score of the user's
+    found = [metric_of(cast(Task, task), "soft_accuracy") for task in (searched, classes, own)]
+    assert found == ["kl", "soft_accuracy", "accuracy"]
+    assert metric_of(cast(Task, searched), "accuracy") == "accuracy"

@@ -18,15 +18,8 @@ from prunegraph.agent.network import NetworkConfig, PruningNetwork
 from prunegraph.agent.policies import MAX_POLICY_BYTES, TrainedPolicy, load_policy, save_policy
 from prunegraph.cli.main import main
 from prunegraph.core.errors import ArtefactError, ConfigError, DataError, ModelError
-from prunegraph.core.reading import (
-    MAX_IMAGE_SIZE,
-    MAX_JSON_BYTES,
-    MAX_TENSORS,
-    checked,
-    read_json,
-    read_safetensors,
-    read_text,
-)
+from prunegraph.core.reading import MAX_IMAGE_SIZE, MAX_JSON_BYTES, checked, read_json, read_text
+from prunegraph.core.tensors import MAX_TENSORS, read_safetensors
 from prunegraph.data.decode import decode
 from prunegraph.data.records import Record, scan
 from prunegraph.models import build_model, load_weights

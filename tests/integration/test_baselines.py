@@ -11,15 +11,17 @@ from prunegraph.core.errors import ArtefactError
 from prunegraph.core.files import write_text
 from prunegraph.core.masks import ChannelMask
 from prunegraph.core.outcome import Outcome
+from prunegraph.evaluation import log
 from prunegraph.evaluation.evaluator import Evaluator
-from prunegraph.evaluation.log import WRITE_EVERY, OutcomeLog
+from prunegraph.evaluation.log import OutcomeLog
 from prunegraph.methods.registry import SEARCHES
 from prunegraph.runs.choose import choose_job
 from prunegraph.runs.folder import RunFolder
 from prunegraph.runs.options.compare import CompareConfig
 from prunegraph.runs.parallel.jobs import Workplace, load_targets, make_workplace
 
-NETWORKS = 24
+NETWORKS, EVERY = 14, 4
+"""Networks of a search, and after how many its log is written."""
 
 
 def workplace(weights: Path, folder: Path) -> Workplace:
@@ -43,14 +45,15 @@ def test_an_interrupted_search_runs_no_network_twice(
         runs[0] += 1
         return measure(self, mask, subset)
 
+    monkeypatch.setattr(log, "WRITE_EVERY", EVERY)
     monkeypatch.setattr(Evaluator, "_measure", counted)
     (whole,) = choose_job(workplace(weights, tmp_path / "whole"), (0,), name, 0).candidates
-    total, allowed, runs[0] = runs[0], min(WRITE_EVERY + 2, runs[0] - 1), 0
+    total, allowed, runs[0] = runs[0], min(EVERY + 2, runs[0] - 1), 0
     with pytest.raises(KeyboardInterrupt):
         choose_job(workplace(weights, tmp_path / "killed"), (0,), name, 0)
     allowed, runs[0] = 2 * NETWORKS, 0
     (again,) = choose_job(workplace(weights, tmp_path / "killed"), (0,), name, 0).candidates
-    assert runs[0] == total - WRITE_EVERY
+    assert runs[0] == total - EVERY
     assert again.mask == whole.mask
     assert again.networks_evaluated == whole.networks_evaluated
     assert again.search_accuracy == whole.search_accuracy

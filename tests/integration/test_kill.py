@@ -112,7 +112,6 @@ def commands(
         "blocks": ["prune", "thanos", *blocks],
         "pathways": ["prune", "pathways", *spoken],
         "randomized": ["prune", "randomized", *drawn, "--sparsity", "0.9"],
-        "grid": ["compare", "--keep-macs", "0.6", "0.4", *one, "--no-agent", *methods[:3], *search],
     }
     return {name: [*those, "--threads", "1"] for name, those in words.items()}
 
@@ -129,7 +128,7 @@ def contents(out: Path) -> dict[str, Any]:
     for name in [name for name in found if name.endswith("config.yaml")]:
         lines = found[name].splitlines()
         found[name] = [line for line in lines if not line.startswith(b"out:")]
-    for name in [name for name in found if name.endswith(("report.json", "summary.json"))]:
+    for name in [name for name in found if name.endswith("report.json")]:
         found[name] = without_times(json.loads(found[name]))
     return found
 
@@ -143,7 +142,7 @@ def without_times(value: Any) -> Any:
     return value
 
 
-SEARCHES = ("slimmable", "adapt", "language", "grid")
+SEARCHES = ("slimmable", "adapt", "language")
 SYSTEMS = ("federation", "blocks", "pathways", "randomized")
 OTHERS = [pytest.param(name, marks=pytest.mark.slow) for name in (*SEARCHES, *SYSTEMS)]
 

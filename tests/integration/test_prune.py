@@ -137,3 +137,22 @@ def test_a_plan_says_which_rows_a_run_must_have() -> None:
     assert (named.agent, named.methods) == ("agent", ("agent", "cem"))
     assert compared.metric(trained=True) == "test_accuracy_finetuned"
     assert alone.metric(trained=True) == "test_accuracy_recalibrated"
+
+
+def test_modules_that_stay_stay_through_a_run_and_its_verification(
+    weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run"
+    kept = ["--exclude", "layer1.*", "--keep-at-least", "layer2.0.conv1=0.75"]
+    assert prune("l1/global", weights, out, "--keep-macs", "0.8", *kept) == 0
+    small = load_file(out / "pruned" / "pruned.safetensors")
+    dense = load_file(out / "dense.safetensors")
+    assert small["layer1.0.conv1.weight"].shape == dense["layer1.0.conv1.weight"].shape
+    inner = "layer2.0.conv1.weight"
+    assert len(small[inner]) >= 0.75 * len(dense[inner])
+    assert len(small["layer3.0.conv1.weight"]) < len(dense["layer3.0.conv1.weight"])
+    assert main(["verify", str(out), "--threads", "1"]) == 0
+    assert prune("l1/global", weights, out, "--keep-macs", "0.8") == 2  # a run of other options
+    assert "exclude" in capsys.readouterr().err
+    assert prune("magnitude", weights, tmp_path / "other", "--sparsity", "0.5", *kept) == 2
+    assert "are of channels" in capsys.readouterr().err

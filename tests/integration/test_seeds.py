@@ -25,7 +25,7 @@ def context(weights: Path) -> RunContext:
 
 
 def test_another_seed_measures_other_images_and_judges_masks_alike(context: RunContext) -> None:
-    own, other = (context.problem(seed=seed) for seed in (0, 1))
+    own, other = (context.measures.problem(context.budget, seed=seed) for seed in (0, 1))
     assert not np.allclose(other.statistics["taylor"], own.statistics["taylor"])
     assert other.priors()[0].divergence != own.priors()[0].divergence
     mask = own.project(own.statistics["l1"])
@@ -36,10 +36,12 @@ def test_another_seed_measures_other_images_and_judges_masks_alike(context: RunC
 
 
 def test_the_seed_of_the_run_measures_what_the_run_measures(context: RunContext) -> None:
-    assert context.problem(seed=0).statistics is context.measures.statistics
-    other = context.problem(seed=1)
-    assert other.statistics is context.problem(seed=1).statistics
-    assert other.unlabelled is context.problem(seed=1).unlabelled
+    assert (
+        context.measures.problem(context.budget, seed=0).statistics is context.measures.statistics
+    )
+    other = context.measures.problem(context.budget, seed=1)
+    assert other.statistics is context.measures.problem(context.budget, seed=1).statistics
+    assert other.unlabelled is context.measures.problem(context.budget, seed=1).unlabelled
 
 
 def test_every_search_of_a_comparison_has_a_start_of_its_own(

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from prunegraph.cli.main import main
-from prunegraph.runs.parallel.machine import num_ranks, speaks
+from prunegraph.runs.parallel.ranks import num_ranks, speaks
 
 TWO_RANKS = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
 

@@ -11,9 +11,10 @@ from prunegraph.core.errors import ConfigError, MaskError
 from prunegraph.core.masks import ChannelMask
 from prunegraph.graph import StructureGraph, analyse
 from prunegraph.methods.allocation import ALLOCATIONS, allocate, isomorphic_parts
+from prunegraph.methods.controls import WidthsControl
 from prunegraph.methods.heuristic import Heuristic
 from prunegraph.methods.method import Problem
-from prunegraph.methods.registry import METHODS, control_widths, make_method
+from prunegraph.methods.registry import make_method, method_names
 from prunegraph.models import build_model
 from support.toy_env import toy_graph
 
@@ -150,7 +151,7 @@ def test_given_widths_are_kept_exactly_by_the_criterion(make_problem: MakeProble
     problem = make_problem()
     other = make_method("taylor/per_mac").prune(problem).mask
     widths = problem.graph.group_widths(other)
-    mask = control_widths("l1", widths).prune(problem).mask
+    mask = WidthsControl("l1", widths).prune(problem).mask
     assert problem.graph.group_widths(mask) == widths
     assert problem.graph.cost(mask) == problem.graph.cost(other)
     assert mask != other
@@ -170,7 +171,7 @@ def test_widths_of_another_network_are_refused(
     problem = make_problem()
     widths = problem.graph.group_widths(problem.graph.dense_mask()) | change
     with pytest.raises(MaskError, match=message):
-        control_widths("l1", widths).prune(problem)
+        WidthsControl("l1", widths).prune(problem)
 
 
 def test_unknown_names_list_the_valid_ones() -> None:
@@ -179,10 +180,12 @@ def test_unknown_names_list_the_valid_ones() -> None:
     with pytest.raises(ConfigError, match=r"unknown criterion 'l7'.*bn_scale"):
         Heuristic("l7", "uniform")
     with pytest.raises(ConfigError, match=r"unknown criterion 'l7'.*bn_scale"):
-        control_widths("l7", {})
+        WidthsControl("l7", {})
     with pytest.raises(ConfigError, match=r"unknown allocation 'evenly'.*skip_full"):
         Heuristic("l1", "evenly")
-    assert {"random/uniform", "lamp/global", "apoz/skip_full", "random_search"} < set(METHODS)
+    assert {"random/uniform", "lamp/global", "apoz/skip_full", "random_search"} < set(
+        method_names()
+    )
 
 
 def test_budgets_on_both_resources_are_met(make_problem: MakeProblem) -> None:

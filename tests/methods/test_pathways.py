@@ -14,7 +14,13 @@ from prunegraph.core.weight_mask import GroupedMask, WeightMask
 from prunegraph.layerwise.weights import prunable_weights
 from prunegraph.methods.context import Context
 from prunegraph.methods.method import Method, Problem, Result
-from prunegraph.methods.pathways import MaskedTraining, OneMaskOfUnion, Pathways, languages_of
+from prunegraph.methods.pathways import (
+    LanguageSpecific,
+    MaskedTraining,
+    OneMaskOfUnion,
+    Pathways,
+    languages_of,
+)
 from prunegraph.methods.registry import PATHWAYS, make_method
 from prunegraph.tasks.image_classification import ImageClassification
 from prunegraph.testing import WeightMethodConformance
@@ -43,15 +49,14 @@ class TestPathways(WeightMethodConformance):
         self.name = name
 
     def make_method(self) -> Method:
-        return PATHWAYS[self.name](**SMALL)  # type: ignore[call-arg]
+        return replace(make_method(self.name), **SMALL)  # type: ignore[type-var]
 
     def make_problem(self, seed: int, max_networks: int) -> Problem:
         del max_networks
         return pose(seed)
 
-    def test_the_budget_is_met_and_used_up(self) -> None:
+    def check_budget(self, problem: Problem, result: Result) -> None:
         """For each language, exactly; the union's control keeps more, and is none to choose."""
-        problem, result = self._run()
         size = sum(weight.size for weight in prunable_weights(problem.task.model).values())
         asked = size - round(0.8 * size)
         if self.name == OneMaskOfUnion.name:
@@ -119,7 +124,7 @@ def test_a_method_that_is_stopped_goes_on_to_the_same_result(tmp_path: Path, nam
         if percent == 50:
             raise Stop
 
-    method = PATHWAYS[name](**{**SMALL, "epochs": 4})  # type: ignore[call-arg]
+    method = replace(make_method(name), **{**SMALL, "epochs": 4})  # type: ignore[type-var]
     wanted = method.prune(pose())
     with pytest.raises(Stop):
         method.prune(pose(folder=tmp_path, progress=stop))
@@ -160,7 +165,7 @@ def test_what_cannot_be_served_is_refused(digits: Dataset) -> None:
         with pytest.raises(ConfigError, match=message):
             Pathways(**odd)
     with pytest.raises(ConfigError, match="epochs=1 is too few for language_masks"):
-        PATHWAYS["language_masks"](epochs=1).prune(pose())  # type: ignore[call-arg]
+        LanguageSpecific(epochs=1).prune(pose())
 
 
 def test_every_row_is_made_by_name_and_trains_alike() -> None:

@@ -12,7 +12,7 @@ from prunegraph.core.errors import ConfigError, ModelError
 from prunegraph.evaluation.evaluator import Evaluator
 from prunegraph.graph import analyse
 from prunegraph.methods.method import Problem
-from prunegraph.methods.registry import METHODS
+from prunegraph.methods.registry import make_method, torch_pruning
 from prunegraph.methods.torch_pruning import TorchPruning, _Peer
 
 MakeProblem = Callable[..., Problem]
@@ -109,7 +109,7 @@ def test_without_the_package_there_is_one_clear_line(
     monkeypatch.setitem(sys.modules, "torch_pruning", None)
     message = r"^tp_magnitude/uniform runs Torch-Pruning, .*: pip install torch-pruning$"
     with pytest.raises(ConfigError, match=message):
-        METHODS["tp_magnitude/uniform"]().check(make_problem())
+        make_method("tp_magnitude/uniform").check(make_problem())
 
 
 def test_a_network_that_it_cannot_handle_is_one_clear_line(
@@ -130,4 +130,4 @@ def test_a_network_that_it_cannot_handle_is_one_clear_line(
 def test_unknown_names_are_refused() -> None:
     with pytest.raises(ConfigError, match="unknown 'tp_l7/global'; there are magnitude"):
         TorchPruning("l7", "global")
-    assert {"tp_taylor/global", "tp_bn_scale/uniform"} < set(METHODS)
+    assert {"tp_taylor/global", "tp_bn_scale/uniform"} < set(torch_pruning())

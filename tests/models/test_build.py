@@ -86,7 +86,7 @@ def test_torchvision_networks_by_name(name: str) -> None:
 
 def test_torchvision_bad_names_and_channels() -> None:
     with pytest.raises(
-        ModelError, match=r"no classification network 'resnet19' \(did you mean 'resnet18'\?\)"
+        ModelError, match=r"no classification network 'resnet19'; the nearest: resnet18, resnet"
     ):
         build_model("torchvision:resnet19", num_classes=5, image_shape=CIFAR)
     with pytest.raises(ModelError, match=r"takes RGB images, these have 1 channel\(s\)"):

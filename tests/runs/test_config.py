@@ -7,14 +7,13 @@ import pytest
 from prunegraph.agent.options import AgentOptions
 from prunegraph.core.budget import Budget
 from prunegraph.core.errors import BudgetError, ConfigError
-from prunegraph.runs.options.compare import CompareConfig, ComparisonsConfig
+from prunegraph.runs.options.compare import CompareConfig
 from prunegraph.runs.options.config import ApplyConfig, PretrainConfig, TrainConfig
 from prunegraph.runs.options.tools import ExportConfig, InspectConfig, VerifyConfig
 
 KINDS = [
     ApplyConfig,
     CompareConfig,
-    ComparisonsConfig,
     ExportConfig,
     InspectConfig,
     PretrainConfig,
@@ -91,34 +90,3 @@ def test_family_is_split_into_single_networks() -> None:
     assert first.dataset == "digits"
     assert second.seed == 5
     assert TrainConfig().network_configs()[0].arch is None
-
-
-def test_every_network_is_compared_at_every_budget() -> None:
-    config = ComparisonsConfig(
-        arch=("resnet20", "resnet56"), keep_macs=(0.5, 0.25), seeds=2, methods=("cem",)
-    )
-    parts = config.comparisons()
-    assert [(part.arch, part.keep_macs) for part in parts] == [
-        *(("resnet20", 0.5), ("resnet20", 0.25), ("resnet56", 0.5), ("resnet56", 0.25))
-    ]
-    assert all((part.seeds, part.methods) == (2, ("cem",)) for part in parts)
-    assert ComparisonsConfig().comparisons() == (CompareConfig(),)
-
-
-def test_two_limits_make_budgets_together() -> None:
-    both = ComparisonsConfig(keep_macs=(0.5, 0.4), keep_params=(0.6, 0.3)).comparisons()
-    assert [part.budget().as_dict() for part in both] == [
-        {"keep_macs": 0.5, "keep_params": 0.6},
-        {"keep_macs": 0.4, "keep_params": 0.3},
-    ]
-    alone = ComparisonsConfig(keep_params=(0.6,)).comparisons()
-    assert [part.budget().as_dict() for part in alone] == [{"keep_params": 0.6}]
-    with pytest.raises(ConfigError, match="2 keep_macs but 1 keep_params"):
-        ComparisonsConfig(keep_macs=(0.5, 0.4), keep_params=(0.6,))
-    with pytest.raises(BudgetError):
-        ComparisonsConfig(keep_macs=(0.5, 1.4))
-
-
-def test_there_are_not_too_many_comparisons() -> None:
-    with pytest.raises(ConfigError, match="networks x budgets=10000000000 must be at most"):
-        ComparisonsConfig(arch=("a",) * 100_000, keep_macs=(0.5,) * 100_000)

@@ -1,4 +1,5 @@
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from prunegraph.core.budget import Budget
 from prunegraph.graph import analyse
 from prunegraph.graph.apply import apply_mask
 from prunegraph.models import build_model
+from prunegraph.runs.inspect import params_by_group, tied_in_words
 
 USER_MODELS = """
 import torch
@@ -151,3 +153,57 @@ def test_a_config_file_needs_no_run(tmp_path: Path, capsys: pytest.CaptureFixtur
     (tmp_path / "options.yaml").write_text("arch: digits_resnet\npretrain_epochs: 7\n")
     assert main(["inspect", "--config", str(tmp_path / "options.yaml")]) == 2
     assert "inspect makes no use of pretrain_epochs" in capsys.readouterr().err
+
+
+def test_modules_that_stay_as_they_are_are_frozen_with_that_reason(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(["inspect", "--json", "--exclude", "layer2.*", "--keep-at-least", "fc=0.5"]) == 0
+    groups = json.loads(capsys.readouterr().out)["groups"]
+    reasons = {group["name"]: group["frozen"] for group in groups}
+    assert reasons["layer2.0.conv1"] == "excluded by 'layer2.*'"
+    assert reasons["layer1.0.conv1"] is None
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--exclude", "layr2.*"], "exclude='layr2.*' matches no module with weights"),
+        (["--keep-at-least", "layer2.*"], "which is not MODULES=SHARE"),
+        (["--keep-at-least", "layer2.*=most"], "which is not MODULES=SHARE"),
+        (["--keep-at-least", "layer2.*=8"], "must lie in (0, 1]"),
+    ],
+)
+def test_modules_that_there_are_not_are_one_sentence(
+    words: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["inspect", *words]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+
+
+def test_the_table_shows_25_groups_and_all_where_asked(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["inspect", "--arch", "resnet56"]
+    assert main(words) == 0
+    few = capsys.readouterr().out
+    assert main([*words, "--all"]) == 0
+    whole = capsys.readouterr().out
+    rows = [sum(line.startswith("│") for line in text.splitlines()) for text in (few, whole)]
+    assert rows[0] < rows[1]
+    assert re.search(r"^(\d+) more groups: --all shows them$", few, re.MULTILINE)
+    assert "more groups" not in whole
+    assert "layer3.8.conv1" in whole
+    assert "layer3.8.conv1" not in few
+
+
+def test_groups_tell_their_parameters_and_what_is_tied_to_them() -> None:
+    model = build_model("digits_resnet", num_classes=10, image_shape=(1, 8, 8))
+    graph = analyse(model, torch.randn(1, 1, 8, 8))
+    names = [group.name for group in graph.groups]
+    params, words = params_by_group(graph), tied_in_words(graph)
+    assert params.sum() == sum(parameter.numel() for parameter in model.parameters())
+    assert params[names.index("layer1.0.conv1")] == 16 * 16 * 9 + 2 * 16
+    stream = words[names.index("conv1")]
+    assert stream == "summed with layer1.0.conv2; read by layer1.0.conv1, layer2.0.conv1"
+    assert words[names.index("layer1.0.conv1")] == "read by layer1.0.conv2"

@@ -7,8 +7,6 @@ import yaml
 
 from prunegraph.agent.options import AgentOptions
 from prunegraph.core.errors import ConfigError
-from prunegraph.methods import registry
-from prunegraph.runs.options import methods
 from prunegraph.runs.options.config import ApplyConfig, TrainConfig
 from prunegraph.runs.options.yaml_file import (
     command_line,
@@ -136,7 +134,3 @@ def test_help_shows_an_option_that_may_be_left_out_by_its_type(
     assert "--threads N " in printed
     assert "--out PATH " in printed
     assert "None" not in printed
-
-
-def test_names_of_trained_methods_are_those_of_the_registry() -> None:
-    assert set(methods.TRAINED) == registry.TRAINED.keys()

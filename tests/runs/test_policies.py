@@ -42,7 +42,7 @@ def test_the_shipped_policy_beats_its_start_on_a_network_that_it_has_not_seen(
         keep_macs=0.5,
     )
     context = RunContext(target=load_target(config, config.budget()), options=config, seed=0)
-    problem = context.problem(seed=0)
+    problem = context.measures.problem(context.budget, seed=0)
     result = AppliedPolicy("resnet-cifar").prune(problem)
     prior = problem.project(problem.priors()[0].scores)
     ours, theirs = (problem.evaluator.evaluate(mask) for mask in (result.channels, prior))
@@ -68,7 +68,6 @@ def test_what_is_no_policy_is_told_what_it_is(tmp_path: Path) -> None:
     save_weights(model, tmp_path / "w.safetensors", WeightsInfo(arch="digits_resnet8_w8"))
     with pytest.raises(ArtefactError, match="holds the weights of a network, not a policy"):
         find_policy(tmp_path / "w.safetensors")
-    (tmp_path / "summary.json").write_text("{}")
     with pytest.raises(ArtefactError, match="holds no policy: name the folder of one run"):
         find_policy(tmp_path)
     save_policy(tmp_path / "p.safetensors", TrainedPolicy(PruningNetwork(NetworkConfig()).eval()))

@@ -15,7 +15,7 @@ from prunegraph.artefacts.masked import load_masked
 from prunegraph.methods.method import Method
 from prunegraph.models.embedded_language import byte_tokenizer
 from prunegraph.models.pretrained import load_tokenizer
-from prunegraph.runs.prune import PruneResult
+from prunegraph.runs.result import PruneResult
 from prunegraph.tasks.causal_lm import CausalLM
 from support.language import TEXT, tiny_llama
 

@@ -17,8 +17,8 @@ from prunegraph.core.errors import (
     ModelError,
     PruneGraphError,
 )
-from prunegraph.core.reading import read_safetensors
 from prunegraph.core.splits import Batch, Dataset, TrainSplit
+from prunegraph.core.tensors import read_safetensors
 from prunegraph.tasks.classification import evaluate
 from prunegraph.tasks.image_classification import ImageClassification, training_task
 from prunegraph.training.loop import FinetuneConfig, finetune

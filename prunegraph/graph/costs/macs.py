@@ -26,12 +26,14 @@ class CostTerm:
         coefficient: multiply-adds or elements for one position of every axis.
         axes: for each axis the unit id at each position.
         name: the parameter's name (``PARAMS`` only).
+        present: unit ids without any of which the summand is 0; None = it always counts.
     """
 
     kind: int
     coefficient: float
     axes: tuple[IntArray, ...]
     name: str = ""
+    present: IntArray | None = None
 
 
 class CostFunction(Protocol):
@@ -77,18 +79,21 @@ class CostModel:
         self.terms = tuple(terms)
         self.kind = np.array([term.kind for term in terms], dtype=np.int64)
         self.coefficient = np.array([term.coefficient for term in terms], dtype=np.float64)
-        width = max((len(term.axes) for term in terms), default=0)
-        index: dict[bytes, int] = {}
+        width = max((len(term.axes) + (term.present is not None) for term in terms), default=0)
+        index: dict[tuple[bytes, bool], int] = {}
         axes: list[IntArray] = []
         self.term_axes = np.full((len(terms), max(width, 1)), -1, dtype=np.int64)
         for row, term in enumerate(terms):
-            for column, axis in enumerate(term.axes):
-                key = axis.tobytes()
+            capped = () if term.present is None else (term.present,)
+            for column, axis in enumerate((*term.axes, *capped)):
+                key = axis.tobytes(), column == len(term.axes)
                 if key not in index:
                     index[key] = len(axes)
                     axes.append(axis)
                 self.term_axes[row, column] = index[key]
         self.term_axes[self.term_axes < 0] = len(axes)  # the axis of size one
+        self.most = np.full(len(axes) + 1, np.inf)
+        self.most[[own for (_, capped), own in index.items() if capped]] = 1.0
         counts = [np.bincount(axis, minlength=num_units) for axis in axes]
         self.axis_counts = sparse.csr_array(
             np.stack(counts) if counts else np.zeros((0, num_units)), dtype=np.float64
@@ -116,19 +121,24 @@ class CostModel:
         self.pair_delta = np.stack(deltas, axis=1)  # [P, K]
 
     def sizes(self, keep: Float64Array) -> Float64Array:
-        """Return the kept size of every axis, then 1 for the axis of size one."""
+        """Return the kept size of every axis, then 1 for the axis of size one.
+
+        What is but present or not may have a size above 1 (``most``).
+        """
         return np.append(self.axis_counts @ keep, 1.0)
 
     def totals(self, keep: Float64Array) -> tuple[float, float]:
         """Return MACs and params at ``[N]`` keep bits or keep probabilities."""
-        products = self.coefficient * self.sizes(keep)[self.term_axes].prod(axis=1)
+        sizes = np.minimum(self.sizes(keep), self.most)
+        products = self.coefficient * sizes[self.term_axes].prod(axis=1)
         macs = float(products[self.kind == MACS].sum())
         return macs, float(products.sum()) - macs
 
     def _change_by_each(self, keep: BoolArray, sign: float) -> Float64Array:
         base = self.sizes(keep.astype(np.float64))[self.term_axes][self.pair_term]  # [P, K]
-        changed = (base + sign * self.pair_delta).prod(axis=1) - base.prod(axis=1)
-        return self._by_class(sign * changed)
+        most = self.most[self.term_axes][self.pair_term]
+        changed = np.minimum(base + sign * self.pair_delta, most).prod(axis=1)
+        return self._by_class(sign * (changed - np.minimum(base, most).prod(axis=1)))
 
     def _by_class(self, values: Float64Array) -> Float64Array:
         """Return the ``[2, N]`` sums over each unit's terms, times the terms' coefficients."""
@@ -170,11 +180,14 @@ class CostModel:
         for column, axis in enumerate(self.term_axes.T):
             others = np.delete(factors, column, axis=1).prod(axis=1)  # [T, B]
             np.add.at(by_size, (self.kind, axis), self.coefficient[:, None] * others)
+        sizes = np.asarray(self.axis_counts @ probabilities.T)
+        by_size[:, :-1][:, sizes >= self.most[:-1, None]] = 0.0
         return np.stack([(self.axis_counts.T @ each[:-1]).T for each in by_size], axis=1)
 
     def _factors(self, probabilities: Float64Array) -> Float64Array:
         """Return the expected sizes ``[T, K, B]`` of the terms' axes, one where there is none."""
         sizes = np.asarray(self.axis_counts @ probabilities.T)  # [A, B]
+        sizes = np.minimum(sizes, self.most[:-1, None])
         return np.vstack([sizes, np.ones((1, len(probabilities)))])[self.term_axes]
 
     def prunable_elements(self, names: set[str], free: BoolArray) -> tuple[int, int]:

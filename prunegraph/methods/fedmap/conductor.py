@@ -12,8 +12,8 @@ from torch import Tensor
 
 from prunegraph.core.errors import ArtefactError
 from prunegraph.core.masks import from_bytes, to_bytes
-from prunegraph.core.reading import checked, parse_json, read_safetensors
-from prunegraph.core.tensors import to_safetensors
+from prunegraph.core.reading import checked, parse_json
+from prunegraph.core.tensors import read_safetensors, to_safetensors
 from prunegraph.core.weight_mask import WeightMask
 from prunegraph.methods.fedmap.rounds import (
     Client,

@@ -31,9 +31,9 @@ from prunegraph.core.errors import ArtefactError, BudgetError, ConfigError
 from prunegraph.core.files import write_bytes
 from prunegraph.core.masks import BoolArray, Float64Array, FloatArray, IntArray
 from prunegraph.core.precision import autocasting
-from prunegraph.core.reading import checked, parse_json, read_safetensors
+from prunegraph.core.reading import checked, parse_json
 from prunegraph.core.splits import Batch
-from prunegraph.core.tensors import parameter_digest, to_safetensors
+from prunegraph.core.tensors import parameter_digest, read_safetensors, to_safetensors
 from prunegraph.graph import StructureGraph, copy_network, evaluation_mode, unwrap
 from prunegraph.graph.apply import apply_mask
 from prunegraph.layerwise.recalibrate import recalibrate_on

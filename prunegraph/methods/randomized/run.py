@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from prunegraph.core.errors import ArtefactError
 from prunegraph.core.files import write_bytes
-from prunegraph.core.reading import checked, parse_json, read_safetensors
+from prunegraph.core.reading import checked, parse_json
 from prunegraph.core.splits import ReadyBatches, SearchSplit, TrainSplit
-from prunegraph.core.tensors import load_state, state_tensors, to_safetensors
+from prunegraph.core.tensors import load_state, read_safetensors, state_tensors, to_safetensors
 from prunegraph.core.weight_mask import WeightMask
 from prunegraph.graph import copy_network, unwrap
 from prunegraph.layerwise.recalibrate import recalibrate_on

@@ -10,7 +10,6 @@ held-out calibration loss.
 
 import dataclasses
 import math
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
@@ -30,8 +29,7 @@ from prunegraph.graph import StructureGraph, evaluation_mode, unwrap
 from prunegraph.graph.apply import apply_mask
 from prunegraph.layerwise.block_files import BlockFiles
 from prunegraph.layerwise.reconstruct import drawn_samples
-from prunegraph.layerwise.room import TOKENS, most_samples
-from prunegraph.layerwise.sampling import ROWS_AN_INPUT
+from prunegraph.layerwise.room import TOKENS, most_samples, warn_of_few
 from prunegraph.methods.method import ChannelMethod, Problem, Result
 from prunegraph.methods.struprune.modules import Module, find_modules, linear_layers
 from prunegraph.methods.struprune.walk import Walk, Walked
@@ -153,7 +151,8 @@ class Pruning:
             share=num_samples(fitted) / max(num_samples(batch), 1),
         )
         self._modules = modules
-        self._warn_of_few(num_samples(fitted) * max(num_tokens(fitted), 1))
+        rows = num_samples(fitted) * max(num_tokens(fitted), 1)
+        warn_of_few(rows, max(len(module.units) for module in modules))
 
     def _forward(self, network: nn.Module, batch: Batch) -> None:
         with autocasting(model_device(network), wanted=self._task.autocast):
@@ -166,15 +165,6 @@ class Pruning:
             with autocasting(model_device(network), wanted=self._task.autocast), torch.no_grad():
                 losses.append(float(self._task.loss(network, batch)))
         return sum(losses) / len(losses)
-
-    def _warn_of_few(self, rows: int) -> None:
-        widest = max(len(module.units) for module in self._modules)
-        if rows < widest:
-            msg = (
-                f"the calibration data have {rows} tokens, fewer than the {widest} units of a "
-                f"module: give {ROWS_AN_INPUT * widest} or more"
-            )
-            warnings.warn(msg, stacklevel=4)
 
     def result(self) -> Result:
         """Choose the shares, then cut and fit."""

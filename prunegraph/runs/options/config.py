@@ -15,10 +15,9 @@ from typing import Annotated, ClassVar, Literal
 import tyro
 
 from prunegraph.agent.options import AgentOptions
-from prunegraph.core.budget import Budget
+from prunegraph.core.budget import AttentionUnit, Budget
 from prunegraph.core.errors import ConfigError
 from prunegraph.core.reading import MAX_IMAGE_SIZE
-from prunegraph.graph import AttentionUnit
 from prunegraph.rewards.config import check_range
 from prunegraph.runs.options.checks import check_at_least, check_at_most, check_usable
 from prunegraph.runs.options.help import HIDDEN, Section
@@ -39,8 +38,8 @@ class CommonConfig:
 
     Attributes:
         device: where networks run: auto (cuda if there is one), cpu, cuda, cuda:0, ...
-        threads: CPU threads; default: one a core, at most OMP_NUM_THREADS; one for digits, whose
-            networks are tiny.
+        threads: CPU threads; default: one a core, at most OMP_NUM_THREADS; one for digits and
+            clutter, whose networks are tiny.
         seed: seed of everything random.
         config: YAML file with options; those on the command line come first.
         json: print the result as JSON on standard output, and progress on standard error.
@@ -68,8 +67,9 @@ class DataConfig(CommonConfig):
     """Which images.
 
     Attributes:
-        dataset: digits, cifar10, cifar100, imagenet, folder, or package.module:function, your own;
-            default: what the weights' JSON names, else digits.
+        dataset: digits; clutter, digits among pieces of others; cifar10, cifar100, imagenet,
+            folder, or package.module:function, your own; default: what the weights' JSON names,
+            else digits.
         data_dir: folder or tar that holds the data set.
         image_size: side to which images are scaled; default: what the weights' JSON names, else the
             data set's own.
@@ -96,28 +96,63 @@ class DataConfig(CommonConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class NetworkConfig(DataConfig):
-    """Which network, and on which images.
+class StructureConfig(DataConfig):
+    """What can leave a network, and how one without weights is trained.
 
     Attributes:
-        arch: resnet20, vgg16_bn, digits_resnet, torchvision:NAME, package.module:factory, ...;
-            default: what the weights' JSON names, else digits_resnet.
-        weights: weights file (.safetensors, or .pt/.pth without pickled code); default: trained
-            first on digits, else what the factory returns.
+        exclude: modules whose weights keep their shapes: names, or globs as 'layer1.*'.
+        keep_at_least: MODULES=SHARE, as 'layer4.*=0.8': at least this share of the channels there,
+            those that are read too, stays.
         pretrain_epochs: epochs to train a network that has no weights; default: 40 on digits, 0 for
             package.module:factory, else none and weights are asked for.
         attention: what can leave it: a whole head, or a part of the width of all its heads.
     """
 
     section: ClassVar[str] = "what"
-    arch: str | None = None
-    weights: Path | None = None
+    exclude: Annotated[tuple[str, ...], Section("budget")] = ()
+    keep_at_least: Annotated[tuple[str, ...], Section("budget"), HIDDEN] = ()
     pretrain_epochs: Annotated[int | None, HIDDEN] = None
     attention: Annotated[AttentionUnit, HIDDEN] = "head"
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_at_least("pretrain_epochs", self.pretrain_epochs, 0)
+        self.least_shares()
+
+    def least_shares(self) -> dict[str, float]:
+        """Return the least share of channels by module.
+
+        Raises:
+            ConfigError: an entry is not MODULES=SHARE.
+        """
+        found = {}
+        for entry in self.keep_at_least:
+            modules, _, share = entry.rpartition("=")
+            try:
+                found[modules] = float(share)
+            except ValueError:
+                modules = ""
+            if not modules:
+                msg = f"keep_at_least holds {entry!r}, which is not MODULES=SHARE as 'layer4.*=0.8'"
+                raise ConfigError(msg)
+        return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetworkConfig(StructureConfig):
+    """Which network, and on which images.
+
+    Attributes:
+        arch: resnet20, vgg16_bn, digits_resnet, torchvision:NAME, timm:NAME,
+            package.module:factory, ...; default: what the weights' JSON names, else digits_resnet.
+        weights: weights file (.safetensors, or .pt/.pth without pickled code), or of networks of
+            transformers a folder or hf:NAME; default: trained first on digits, those that a library
+            publishes on imagenet, else what the factory returns.
+    """
+
+    section: ClassVar[str] = "what"
+    arch: str | None = None
+    weights: Path | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,26 +161,21 @@ class TaskNetworkConfig(TaskOptions, NetworkConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class NetworksConfig(DataConfig):
+class NetworksConfig(StructureConfig):
     """Which networks, on the same images.
 
     Attributes:
-        arch: one or more networks: resnet20, vgg16_bn, torchvision:NAME, package.module:factory;
-            default: what the weights' JSON names, else digits_resnet.
+        arch: one or more networks: resnet20, vgg16_bn, torchvision:NAME, timm:NAME,
+            package.module:factory; default: what the weights' JSON names, else digits_resnet.
         weights: one weights file a network, in the same order.
-        pretrain_epochs: epochs to train a network that has no weights.
-        attention: what can leave it: a whole head, or a part of the width of all its heads.
     """
 
     section: ClassVar[str] = "what"
     arch: tuple[str, ...] = ()
     weights: tuple[Path, ...] = ()
-    pretrain_epochs: Annotated[int | None, HIDDEN] = None
-    attention: Annotated[AttentionUnit, HIDDEN] = "head"
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_at_least("pretrain_epochs", self.pretrain_epochs, 0)
         if self.arch and self.weights and len(self.arch) != len(self.weights):
             msg = (
                 f"{len(self.arch)} networks but {len(self.weights)} weights files: "
@@ -189,15 +219,18 @@ class BudgetOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RecipeOptions:
-    """In which widths, and how to fine-tune.
+class PruningOptions(BudgetOptions):
+    """How small, in which widths, and how to fine-tune.
 
     Attributes:
         round_to: keep a multiple of this many channels (8, 16) in every group, within the budget.
         uniform: the same width for every layer of a kind, as one config can hold (from_pretrained).
+        depth: whole sub-layers of residual blocks may leave too, an attention or an MLP.
         finetune_epochs: epochs of the fine-tune, the same for every network that gets one; default:
             40 on digits, none for language models, else 10.
         finetune_lr: peak learning rate of the fine-tune; default: 0.05, of language models 0.0001.
+        finetune_lora: rank of LoRA matrices that the fine-tune trains in place of all weights
+            (needs peft); they are merged at its end.
         batch_size: samples a step of the fine-tune; default: 128, of language models 8.
         finetune_on_search: fine-tune on the search images too, when every choice has been made, as
             tables do whose networks train on all training images.
@@ -218,8 +251,10 @@ class RecipeOptions:
     section: ClassVar[str] = "fine-tune"
     round_to: Annotated[int | None, Section("budget")] = None
     uniform: Annotated[bool, HIDDEN] = False
+    depth: Annotated[bool, HIDDEN] = False
     finetune_epochs: int | None = None
     finetune_lr: Annotated[float | None, HIDDEN] = None
+    finetune_lora: Annotated[int | None, HIDDEN] = None
     batch_size: Annotated[int | None, HIDDEN] = None
     finetune_on_search: Annotated[bool, HIDDEN] = False
     distill: Annotated[float, HIDDEN] = 0.5
@@ -227,11 +262,6 @@ class RecipeOptions:
     reconstruct: Annotated[bool, HIDDEN] = True
     layer_by_layer: Annotated[bool, HIDDEN] = True
     workers: Annotated[int | None, Section("machine")] = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class PruningOptions(RecipeOptions, BudgetOptions):
-    """How small, and how to fine-tune."""
 
     def budget(self) -> Budget:
         """Return what may remain; half of the multiply-adds if nothing is asked."""
@@ -241,12 +271,16 @@ class PruningOptions(RecipeOptions, BudgetOptions):
             asked |= {"sparsity": self.sparsity, "pattern": self.pattern}
         if all(value is None for value in asked.values()):
             asked["keep_macs"] = DEFAULT_KEEP_MACS
-        return Budget(**asked, round_to=self.round_to, uniform=self.uniform)
+        return Budget(**asked, round_to=self.round_to, uniform=self.uniform, depth=self.depth)
 
     def check(self) -> None:
         """Raise ConfigError or BudgetError for a value out of range."""
-        self.budget()
+        kind = self.budget().kind
         check_at_least("finetune_epochs", self.finetune_epochs, 0)
+        check_at_least("finetune_lora", self.finetune_lora, 1)
+        if self.finetune_lora is not None and kind == "weights":
+            msg = "finetune_lora would fill the zeros of a sparsity: leave one of them out"
+            raise ConfigError(msg)
         check_at_least("batch_size", self.batch_size, 2)
         check_at_least("calibration_images", self.calibration_images, 1)
         check_at_least("workers", self.workers, 1)

@@ -25,6 +25,50 @@ WIDTH, INDENT = 92, 26
 NAMES = {int: "N", float: "X", str: "NAME", Path: "PATH"}
 """What stands for a value of a type."""
 
+EXAMPLES = {
+    "pretrain": (
+        "--arch digits_resnet14_w12 --out large",
+        "--arch resnet20 --dataset cifar10 --data-dir DATA --out resnet20",
+        "--weights resnet20.safetensors --slimmable 0.2 --out slim",
+    ),
+    "train": (
+        "--keep-macs 0.25 --out RUN",
+        "--weights resnet20.safetensors --dataset cifar10 --policy resnet-cifar",
+        "--weights resnet20.safetensors --max-latency 2.5 --round-to 8",
+    ),
+    "prune": (
+        "taylor/uniform --weights resnet20.safetensors --keep-macs 0.5 --out RUN",
+        "cem --weights resnet20.safetensors --networks 200 --exclude 'layer1.*'",
+        "thanos --task causal_lm --weights FOLDER --sparsity 0.5",
+    ),
+    "apply": (
+        "--policy resnet-cifar --weights resnet56.safetensors --keep-macs 0.5",
+        "--policy RUN --weights other.safetensors --keep-params 0.3 --round-to 8",
+        "--policy resnet-cifar --weights resnet56.safetensors --max-latency 5",
+    ),
+    "compare": (
+        "--weights resnet20.safetensors --keep-macs 0.5",
+        "--no-agent --methods heuristics cem --weights vgg.safetensors --keep-macs 0.3",
+        "--methods l1/uniform cem --weights vgg.safetensors --max-memory 200000 --seeds 5",
+    ),
+    "inspect": (
+        "--arch torchvision:resnet50",
+        "--weights resnet20.safetensors --all --plot groups.png",
+        "--run RUN",
+    ),
+    "export": (
+        "RUN",
+        "RUN --format torch-export",
+        "RUN --dynamic-axes 2 3 --out small.onnx",
+    ),
+    "verify": (
+        "RUN",
+        "RUN --data-dir DATA",
+        "RUN --arch shop:patches",
+    ),
+}
+"""Three examples of each command, shown at the end of its help."""
+
 HIDDEN = "hidden"
 """Marks an option that the plain help leaves out: ``Annotated[int, HIDDEN]``."""
 
@@ -107,6 +151,8 @@ def help_text(kind: type, command: str, *, whole: bool) -> str:
         lines += [line for option in inside for line in _lines(option)]
     lines += ["", "help:", *_entry("--help, -h", "show this and exit")]
     lines += _entry("--help-all", "show the options too that only studies need")
+    lines += ["", "examples:"]
+    lines += [f"  prunegraph {command} {words}".rstrip() for words in EXAMPLES[command]]
     return "\n".join(lines) + "\n"
 
 

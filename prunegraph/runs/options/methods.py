@@ -4,18 +4,10 @@ import re
 from collections.abc import Iterable, Sequence
 
 from prunegraph.core.errors import ConfigError, suggest
+from prunegraph.methods.registry import FEDERATED
 
 FEDERATION = "federation"
 """Stands for all methods that train a federation: its options are of each of them."""
-
-FEDERATED = ("fedmap", "fedavg")
-
-TRAINED = (
-    *FEDERATED,
-    *("randomized", "randomized_shares", "randomized_magnitude", "randomized_uniform"),
-    *("pathways", "language_masks", "one_mask", "one_mask_by_score", "one_mask_of_union"),
-)
-"""Names of ``methods.registry.TRAINED``, which takes long to import: a control may be alone."""
 
 SHORT = frozenset({"clients", "dirichlet", "participants", "rounds"})
 """Their options that need no name before them."""

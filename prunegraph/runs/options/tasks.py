@@ -47,7 +47,7 @@ class TaskOptions:
     task: Annotated[str, Section("what")] = IMAGES
     calibration_text: Path | None = None
     test_text: Path | None = None
-    calibration_tokens: int | None = None
+    calibration_tokens: Annotated[int | None, HIDDEN] = None
     window: Annotated[int | None, HIDDEN] = None
     report_on: Annotated[str | None, HIDDEN] = None
     languages: Annotated[tuple[str, ...], HIDDEN] = ()

@@ -14,7 +14,7 @@ from prunegraph.runs.options.config import CommonConfig, NetworkConfig
 
 OF_A_NETWORK = (
     *("arch", "weights", "dataset", "data_dir", "image_size", "num_classes"),
-    *("attention", "device", "seed"),
+    *("attention", "exclude", "keep_at_least", "device", "seed"),
 )
 """Options of ``inspect`` that say which network and how to analyse it, which a run folder knows."""
 
@@ -28,12 +28,13 @@ class InspectConfig(NetworkConfig):
 
     Attributes:
         dataset: whose images the network takes; default: what the weights' JSON names, else
-            imagenet for torchvision:NAME and package.module:factory, digits for digits_resnet...,
-            cifar10 for the others.
+            imagenet for torchvision:NAME, timm:NAME and package.module:factory, digits for
+            digits_resnet..., cifar10 for the others. Of an --arch hf:FOLDER_OR_NAME its own.
         weights: weights file, for the data set that its JSON names; nothing is trained.
         num_classes: outputs of the network; default: the data set's.
         run: run folder of ``train`` or ``apply``: show what its pruned network keeps. It names the
             network itself; only package.module:factory, code that is run, needs --arch too.
+        all: show every group; default: the first 25.
         plot: PNG file to draw the groups and their MACs in.
     """
 
@@ -45,6 +46,7 @@ class InspectConfig(NetworkConfig):
     no_flip: tyro.conf.Suppress[bool] = NetworkConfig.no_flip
     num_classes: int | None = None
     run: Path | None = None
+    all: bool = False
     plot: Path | None = None
 
     def __post_init__(self) -> None:

@@ -20,6 +20,7 @@ from prunegraph.agent.shipped import is_shipped
 from prunegraph.core.errors import ArtefactError, ConfigError, suggest
 from prunegraph.core.files import write_text
 from prunegraph.core.reading import read_text
+from prunegraph.core.user_code import HF_PREFIX
 from prunegraph.runs.options.checks import check_trusted
 from prunegraph.runs.options.config import CommonConfig
 from prunegraph.runs.options.help import help_text
@@ -51,7 +52,7 @@ def _plain(value: Any) -> Any:
     if dataclasses.is_dataclass(value):
         return _values(value)
     if isinstance(value, Path):
-        named = is_shipped(value) or str(value).startswith(DATASETS)
+        named = is_shipped(value) or str(value).startswith((DATASETS, HF_PREFIX))
         return str(value if named else value.expanduser().absolute())
     if isinstance(value, tuple):
         return [_plain(item) for item in value]

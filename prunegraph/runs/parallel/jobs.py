@@ -233,7 +233,7 @@ class Jobs:
         """Return what evaluates the networks of searches in this process, or None."""
         if self._ray is not None:
             if self._ray_pool is None:
-                evaluators = [context.evaluator() for context in self.place.contexts]
+                evaluators = [context.measures.evaluator() for context in self.place.contexts]
                 self._ray_pool = RayPool(self._ray, evaluators)
             return self._ray_pool
         if self.num_workers > 1 and self._config.workers:

@@ -1,31 +1,18 @@
-"""What this process runs on: cores, device, memory, and the other processes of ``torchrun``."""
+"""What this process runs on: cores, device, memory."""
 
 import ctypes
 import os
-from collections.abc import Mapping
 
 import joblib
 import torch
 
 from prunegraph.core.errors import ConfigError, first_line
+from prunegraph.runs.parallel.ranks import num_ranks
 
 NO_MEMORY = ("allocate memory", "not enough memory", "bad_alloc", "create a primitive")
 """How torch and its libraries say that the CPU's memory has run out; the last is oneDNN's way."""
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
-
-SET_BY_TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR")
-
-
-def num_ranks(environment: Mapping[str, str] = os.environ) -> int:
-    """Return how many processes ``torchrun`` started for this command; 1 without it."""
-    under_torchrun = all(name in environment for name in SET_BY_TORCHRUN)
-    return int(environment["WORLD_SIZE"]) if under_torchrun else 1
-
-
-def speaks(environment: Mapping[str, str] = os.environ) -> bool:
-    """Return whether this process is the one of its machine that tells people what went wrong."""
-    return num_ranks(environment) == 1 or environment["LOCAL_RANK"] == "0"
 
 
 def default_threads() -> int:

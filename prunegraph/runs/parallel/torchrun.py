@@ -27,9 +27,9 @@ from prunegraph.runs.options.config import CommonConfig
 from prunegraph.runs.parallel.machine import (
     default_threads,
     keep_freed_memory,
-    num_ranks,
     resolve_device,
 )
+from prunegraph.runs.parallel.ranks import num_ranks
 from prunegraph.training.distributed import Ranks, current_ranks
 from prunegraph.training.loop import FinetuneConfig, finetune
 from prunegraph.training.masked import MaskPlan

@@ -27,6 +27,7 @@ from prunegraph.runs.report.speed import latency_warning
 from prunegraph.runs.report.tables import (
     custom_labels,
     custom_seed,
+    gains,
     method_cells,
     method_columns,
     methods_table,
@@ -35,6 +36,7 @@ from prunegraph.runs.report.tables import (
 )
 from prunegraph.runs.report.verdict import (
     DENSE,
+    VERDICTS,
     Unit,
     pruned_rows,
     verdict_line,
@@ -50,6 +52,7 @@ LIMITS = {
     "max_memory": "at most {:,} bytes of activations",
     "max_latency": "at most {:g} ms a forward",
     "round_to": "widths in multiples of {}",
+    "depth": "sub-layers may leave wholly",
     "uniform": "the same widths in every layer of a kind",
     "sparsity": "{:.4g} of the weights zero",
     "pattern": "zeros in the pattern {}",
@@ -85,11 +88,8 @@ def show_finished(
     content = dict(findings[0].content)
     path = members[0].path
     console.say(f"{path} is finished; this is its report (a new --out runs it anew)")
-    console.table(methods_table(content))
+    show_end(content, console)
     console.say(verdict_line(content))
-    warning = latency_warning(content)
-    if warning is not None:
-        console.say(f"warning: {warning}")
     try:
         for member, found in zip(members, findings, strict=True):
             write_page(config, member, found, draw(found))
@@ -97,6 +97,16 @@ def show_finished(
         console.say(f"warning: the report's page stays as it is: {error}")
     console.say(f"the report as a page: {members[0].file(RunFolder.PAGE)}")
     return content
+
+
+def show_end(content: Mapping[str, Any], console: Console) -> None:
+    """Print the table of a run, what was got, and a warning if that is too slow."""
+    console.table(methods_table(content))
+    for line in gains(content):
+        console.say(line)
+    warning = latency_warning(content)
+    if warning is not None:
+        console.say(f"warning: {warning}")
 
 
 def read_findings(folder: RunFolder, graph: StructureGraph | None) -> Findings:
@@ -164,6 +174,7 @@ def page(
         title=title(content),
         content=content,
         asked=", ".join(LIMITS[name].format(value) for name, value in content["budget"].items()),
+        verdict=VERDICTS.get(content["verdict"]),
         first_verdict=first_verdict(content),
         warning=latency_warning(content),
         results=result_rows(content, weights_on_disk(folder, content)),
@@ -265,8 +276,10 @@ def result_rows(content: Mapping[str, Any], weights: tuple[int, int] | None = No
         before, after = times["dense"], times["pruned"]
         rows += [
             _sizes("activations alive at once", memory["dense"], memory["pruned"], "B"),
-            ("time of one image", f"{before:.3g} ms", f"{after:.3g} ms", percent(after / before)),
+            _times("time of one image", before, after),
         ]
+        if many := times.get("batch"):
+            rows.append(_times(f"of {many} at once", times["dense_batch"], times["pruned_batch"]))
     for name, before, after in (
         (f"test {unit.name}", "test_accuracy", "test_accuracy_recalibrated"),
         ("the same, fine-tuned", "test_accuracy_finetuned", "test_accuracy_finetuned"),
@@ -314,6 +327,10 @@ def group_rows(content: Mapping[str, Any]) -> Facts:
 
 def _sizes(name: str, before: float, after: float, unit: str) -> tuple[str, ...]:
     return (name, _large(before, unit), _large(after, unit), percent(after / before))
+
+
+def _times(name: str, before: float, after: float) -> tuple[str, ...]:
+    return (name, f"{before:.3g} ms", f"{after:.3g} ms", percent(after / before))
 
 
 def _large(value: float, unit: str) -> str:

@@ -15,7 +15,6 @@ from typing import Any
 
 import matplotlib as mpl
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -25,8 +24,9 @@ from prunegraph.core.files import write_bytes
 from prunegraph.core.masks import ChannelMask
 from prunegraph.graph import StructureGraph
 from prunegraph.runs.context import Mask
-from prunegraph.runs.report.groups import FREE, draw_groups, removed_look, short_name
+from prunegraph.runs.report.groups import draw_groups
 from prunegraph.runs.report.report import History, read_rows
+from prunegraph.runs.report.style import INK, MUTED, PAPER, SMALL, STYLE, WIDTH, new_figure
 from prunegraph.runs.report.tables import by_method, percent, title
 from prunegraph.runs.report.verdict import (
     DENSE,
@@ -37,8 +37,8 @@ from prunegraph.runs.report.verdict import (
     mean_by_name,
     pruned_rows,
 )
+from prunegraph.runs.report.widths import draw_widths
 
-INK, PAPER, MUTED = "#1f2329", "#fefefe", "#8b929b"
 MARKS = {
     "agent": ("#c2611a", "D"),
     "search": ("#4c8fc7", "s"),
@@ -49,22 +49,6 @@ MARKS = {
 """Colour and marker of each kind of method."""
 
 SEED_COLOURS = ("#c2611a", "#4c8fc7", "#4b9459", "#a06cb8", "#9a7b12")
-
-SMALL = 8
-"""Points of the smallest letters."""
-
-STYLE: dict[Any, Any] = {
-    **dict.fromkeys(("text.color", "axes.labelcolor", "xtick.color", "ytick.color"), INK),
-    **dict.fromkeys(("figure.facecolor", "axes.facecolor"), PAPER),
-    **dict.fromkeys(("axes.spines.top", "axes.spines.right", "legend.frameon"), False),
-    "axes.edgecolor": MUTED,
-    "font.size": 9,
-    "legend.fontsize": SMALL,
-    "text.parse_math": False,  # names may hold dollars
-}
-
-WIDTH = 3.4
-"""Inches of a figure: as wide as a phone's page, so that its letters keep their size there."""
 
 LONGEST_NAME = 36
 """Letters of a method's name in a figure."""
@@ -212,12 +196,6 @@ def to_svg(plot: Plot, name: str) -> str:
     return svg.replace("<svg", f'<svg role="img" aria-label="{escape(plot.text)}"', 1)
 
 
-def new_figure(height: float) -> tuple[Figure, Axes]:
-    """Return a figure of a page's width, and of a height in inches, with its axes."""
-    figure = Figure(figsize=(WIDTH, height), layout="constrained", dpi=200)
-    return figure, figure.subplots()
-
-
 def _dense_marks(dense: Mapping[str, Any]) -> list[tuple[float, bool]]:
     """Return the dense network's accuracy before and after a fine-tune, and which is which."""
     found = ((dense["test_accuracy"], False), (dense["test_accuracy_finetuned"], True))
@@ -351,38 +329,11 @@ def _end(name: str) -> str:
 
 def _widths(findings: Findings) -> Plot:
     """Draw the kept share of each group: of the pruned network, of the best baselines."""
-    dense = findings.graph.group_widths(findings.graph.dense_mask())
-    kept = findings.graph.group_widths(findings.mask)
-    figure, axes = new_figure(1.1 + 0.22 * len(dense))
-    places = np.arange(len(dense))
-    shares = np.array([100 * kept[name] / size for name, size in dense.items()])
-    axes.barh(places, shares, color=FREE, height=0.72, label="kept")
-    look = removed_look(PAPER, shares < 100)
-    axes.barh(places, 100 - shares, left=shares, height=0.72, label="removed", **look)
-    for (name, widths), marker in zip(findings.rivals.items(), "o^s", strict=False):
-        axes.scatter(
-            [100 * widths[group] / size for group, size in dense.items()],
-            places,
-            s=16,
-            marker=marker,
-            facecolor=PAPER,
-            edgecolor=INK,
-            linewidth=0.8,
-            label=name,
-            zorder=3,
-        )
-    for place, (name, size) in enumerate(dense.items()):
-        axes.text(103, place, f"{size} → {kept[name]}", va="center", fontsize=SMALL)
-    axes.set_yticks(places, [short_name(name) for name in dense], fontsize=SMALL)
-    axes.tick_params("y", length=0)
-    axes.set_ylim(len(dense) - 0.4, -0.6)
-    axes.set_xlim(0, 103)
-    axes.set_xticks([0, 25, 50, 75, 100])
-    axes.set_xlabel("channels kept, %")
-    figure.legend(loc="outside upper center", ncols=2, columnspacing=1.0)
+    graph = findings.graph
+    dense, kept = graph.group_widths(graph.dense_mask()), graph.group_widths(findings.mask)
     narrowest = min(dense, key=lambda name: kept[name] / dense[name])
     return Plot(
-        figure=figure,
+        figure=draw_widths(graph, findings.mask, findings.rivals),
         caption="Kept width of each group, dense → pruned"
         f"{'; marks: what the best baselines keep' * bool(findings.rivals)}.",
         text=f"Bar chart of {len(dense)} groups: {sum(kept.values())} of {sum(dense.values())} "

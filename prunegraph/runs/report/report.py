@@ -16,8 +16,8 @@ from prunegraph.core.files import write_json
 from prunegraph.core.precision import computes_bfloat16
 from prunegraph.core.reading import checked, read_json
 from prunegraph.methods.randomized.run import Record
+from prunegraph.methods.registry import TRAINED
 from prunegraph.runs.folder import RunFolder
-from prunegraph.runs.options.methods import TRAINED
 from prunegraph.runs.report.verdict import MethodRow, Metric, Unit, is_method
 
 SCHEMA = 1
@@ -224,7 +224,11 @@ def read_report(folder: RunFolder) -> dict[str, Any]:
     return content
 
 
-BUDGET_TYPES: Mapping[str, tuple[type, ...]] = {"pattern": (str,), "uniform": (bool,)}
+BUDGET_TYPES: Mapping[str, tuple[type, ...]] = {
+    "pattern": (str,),
+    "uniform": (bool,),
+    "depth": (bool,),
+}
 """What entries of a budget are that are no numbers."""
 
 
@@ -255,12 +259,19 @@ def _check_parts(content: Mapping[str, Any], path: Path) -> None:
         *(
             f"latency_ms.{name}"
             for name, time in content.get("latency_ms", {}).items()
-            if not isinstance(time, str) and time <= 0.0
+            if isinstance(time, int | float) and time <= 0.0
         ),
+        *["latency_ms.batch"] * (not _all_timed(content.get("latency_ms", {}))),
     ]
     if odd:
         msg = f"{path}: {odd[0]} is damaged: no run writes that"
         raise ArtefactError(msg)
+
+
+def _all_timed(times: Mapping[str, Any]) -> bool:
+    """Return whether a batch was timed with both networks, or none."""
+    given = [times.get(name) for name in ("batch", "dense_batch", "pruned_batch")]
+    return given == [None] * 3 or all(type(time) in (int, float) for time in given)
 
 
 def read_rows(content: Mapping[str, Any]) -> list[MethodRow]:

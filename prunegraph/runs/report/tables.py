@@ -121,11 +121,37 @@ def _tuned_share(rows: Sequence[MethodRow]) -> str:
 
 def title(content: Mapping[str, Any]) -> str:
     """Return network, data set and budget in one line."""
-    told = {
-        name: "" if value is True else short(value) for name, value in content["budget"].items()
-    }
-    limits = ", ".join(f"{name} {value}".strip() for name, value in told.items())
-    return f"{content['arch']} on {content['dataset']}: {limits}"
+    return f"{content['arch']} on {content['dataset']}: {limits_in_words(content['budget'])}"
+
+
+def gains(content: Mapping[str, Any]) -> list[str]:
+    """Return what a run has got, in lines: size, speed, score."""
+    dense, pruned, unit = content["dense"], content["pruned"], Unit.of(content)
+    if "sparsity" in pruned:
+        lines = [f"size: {percent(pruned['sparsity'], 2)} of the prunable weights are zero"]
+    else:
+        macs, params = (percent(pruned[name] / dense[name]) for name in ("macs", "params"))
+        lines = [f"size: {macs} of the multiply-adds, {params} of the parameters are left"]
+    if times := content.get("latency_ms"):
+        line = f"speed: x{times['dense'] / times['pruned']:.2f} for one input"
+        if many := times.get("batch"):
+            line += f", x{times['dense_batch'] / times['pruned_batch']:.2f} for {many} at once"
+        lines.append(f"{line}, on {times['on']}")
+    scores = [
+        f"{unit.words(pruned[after], 2)}{where} (dense {unit.words(dense[before], 2)})"
+        for before, after, where in (
+            ("test_accuracy", "test_accuracy_recalibrated", ""),
+            ("test_accuracy_finetuned", "test_accuracy_finetuned", " after a fine-tune"),
+        )
+        if dense[before] is not None and pruned[after] is not None
+    ]
+    return [*lines, f"test {unit.name}: {', '.join(scores)}"]
+
+
+def limits_in_words(budget: Mapping[str, Any]) -> str:
+    """Return the limits of a budget in one line."""
+    told = {name: "" if value is True else short(value) for name, value in budget.items()}
+    return ", ".join(f"{name} {value}".strip() for name, value in told.items())
 
 
 def by_method(rows: Sequence[MethodRow]) -> list[tuple[str, list[MethodRow]]]:

@@ -357,10 +357,21 @@ def _counted(rows: Sequence[MethodRow], name: str, count: int) -> str:
     return f"{count} seeds" + (", which ended at one mask" if masks == 1 else "")
 
 
+VERDICTS = {
+    "LEARNED": "the agent beats the best baseline by more than chance",
+    "NOT LEARNED": "the agent is not shown to beat the best baseline; take whichever suits",
+}
+"""What a verdict of a report means to people."""
+
+
 def verdict_line(content: Mapping[str, Any]) -> str:
     """Return a report's verdict in words; the reason alone, which says so, if there is none."""
     verdict, reason = content["verdict"], str(content["verdict_reason"])
-    return reason if verdict is None else f"verdict: {verdict}: {reason}"
+    return (
+        reason
+        if verdict is None
+        else f"verdict: {VERDICTS.get(verdict, verdict)} ({verdict}: {reason})"
+    )
 
 
 def _paired(ours: dict[int, float], theirs: dict[int, float]) -> list[float]:

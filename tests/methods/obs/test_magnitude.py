@@ -14,8 +14,8 @@ from prunegraph.env.task import PruningTask, make_pair
 from prunegraph.layerwise.weights import check_pattern, prunable_weights
 from prunegraph.methods.method import Problem
 from prunegraph.methods.obs.choose import divide_zeros
-from prunegraph.methods.obs.magnitude import magnitude_mask
-from prunegraph.methods.registry import METHODS, make_method
+from prunegraph.methods.obs.magnitude import Magnitude, magnitude_mask
+from prunegraph.methods.registry import make_method
 
 
 class Conv1D(nn.Module):
@@ -180,7 +180,7 @@ def test_the_last_weight_of_a_layer_goes_only_if_it_must() -> None:
 
 def test_a_problem_is_checked_before_any_work(make_problem: Callable[..., Problem]) -> None:
     method = make_method("magnitude")
-    assert METHODS["magnitude"]() == method
+    assert Magnitude() == method
     assert (method.role, method.kind) == ("baseline", "weights")
     assert not method.searches
     assert not method.per_seed

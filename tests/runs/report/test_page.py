@@ -310,6 +310,8 @@ def test_all_of_the_page_is_reached_by_keyboard(make_findings: Make, browser: Br
     ("change", "message"),
     [
         (lambda report, history: report["pruned"].update(mask_digest="ff"), "lacks the mask ff"),
+        (lambda report, history: report["latency_ms"].update(batch=64), "latency_ms.batch"),
+        (lambda report, history: report["latency_ms"].update(batch=[], on="x"), "latency_ms.batch"),
         (lambda report, history: report.update(latency_ms={"dense": 1.0}), "latency_ms.pruned"),
         (lambda report, history: report.update(latency_ms="x"), "latency_ms"),
         (lambda report, history: report.pop("search"), "search is missing"),

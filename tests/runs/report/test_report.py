@@ -101,7 +101,7 @@ def test_table_is_sorted_by_search_accuracy_and_shows_the_spread(report: dict[st
 
 
 def test_methods_are_told_apart_on_a_narrow_terminal(report: dict[str, Any]) -> None:
-    names = ["residual_taylor/sensitivity", "residual_taylor/skip_full"]
+    names = ["activation/sensitivity", "activation/skip_full"]
     wide = report | {"methods": [method(name, 0, 0.7).to_json() for name in names]}
     with Path("/dev/null").open("w") as nowhere:
         console = Console(width=80, record=True, file=nowhere)

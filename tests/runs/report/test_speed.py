@@ -1,8 +1,13 @@
 from typing import Any
 
 import pytest
+import torch
 
-from prunegraph.runs.report.speed import latency_warning, repaired
+from prunegraph.core.budget import Budget
+from prunegraph.graph import analyse
+from prunegraph.models import build_model
+from prunegraph.runs.report.speed import latencies, latency_warning, repaired
+from prunegraph.runs.report.tables import gains
 
 
 def content(dense: float, pruned: float, **budget: Any) -> dict[str, Any]:
@@ -54,3 +59,43 @@ def test_a_network_that_misses_what_was_asked_is_told_with_what_to_do() -> None:
     assert "let apply --policy with this run measure" in str(latency_warning(searched))
     decided = latency_warning(searched | {"decision": {}})
     assert "it took less when the policy decided" in str(decided)
+
+
+def test_a_warning_says_what_may_pay() -> None:
+    alone = str(latency_warning(content(1.0, 0.9, round_to=8)))
+    assert alone.endswith("what may pay: a budget in time: --max-latency 0.5")
+    told = content(1.0, 0.9)
+    told["latency_ms"] |= {"batch": 64, "dense_batch": 9.0, "pruned_batch": 3.0}
+    assert "what may pay: 64 images at once, which are x3.00 as fast; widths" in str(
+        latency_warning(told)
+    )
+    told["latency_ms"]["pruned_batch"] = 8.9
+    assert "at once" not in str(latency_warning(told))
+
+
+def test_many_inputs_are_timed_at_once_where_memory_allows() -> None:
+    model = build_model("digits_resnet8_w8", num_classes=10, image_shape=(1, 8, 8)).eval()
+    example = torch.randn(1, 1, 8, 8)
+    graph = analyse(model, example)
+    mask = graph.project(torch.randn(graph.num_units), Budget(keep_macs=0.3))
+    times = latencies(model, graph, mask, example, batch=16)
+    assert times["batch"] == 16
+    assert times["dense_batch"] > times["dense"] > 0.0
+    assert latencies(model, graph, mask, example, batch=2**20).keys() == {"dense", "pruned", "on"}
+
+
+def test_what_was_got_is_told_as_size_speed_and_score() -> None:
+    told = content(2.0, 1.0) | {"score_name": "accuracy", "higher_is_better": True}
+    told["dense"] |= {"params": 200, "test_accuracy": 0.99, "test_accuracy_finetuned": None}
+    told["pruned"] |= {
+        "params": 50,
+        "test_accuracy_recalibrated": 0.97,
+        "test_accuracy_finetuned": None,
+    }
+    assert gains(told) == [
+        "size: 50.0 % of the multiply-adds, 25.0 % of the parameters are left",
+        "speed: x2.00 for one input, on the CPU with 1 thread",
+        "test accuracy: 97.00 % (dense 99.00 %)",
+    ]
+    told["pruned"]["sparsity"] = 0.5
+    assert gains(told)[0] == "size: 50.00 % of the prunable weights are zero"

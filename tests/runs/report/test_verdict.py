@@ -171,7 +171,11 @@ def test_proxy_correlation_needs_eight_masks() -> None:
 @pytest.mark.parametrize(
     ("verdict", "reason", "line"),
     [
-        ("LEARNED", "above cem", "verdict: LEARNED: above cem"),
+        (
+            "LEARNED",
+            "above cem",
+            "verdict: the agent beats the best baseline by more than chance (LEARNED: above cem)",
+        ),
         (None, "no verdict: 1 seed(s)", "no verdict: 1 seed(s)"),
     ],
 )

@@ -1,0 +1,125 @@
+"""Masks in the training loops of others: callbacks for transformers and for Lightning."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from prunegraph.core.errors import ConfigError
+from prunegraph.models.pretrained import transformers
+from prunegraph.training.masked import MaskedWeights, MaskPlan
+
+Log = Callable[[int, Mapping[str, float]], object]
+"""Called with the number of a step and figures by name: what any tracker takes."""
+
+
+class MaskedTraining:
+    """The masks of a plan in the training loop of someone else.
+
+    Args:
+        plan: one mask, or none and a schedule of the sparsity (``Levels([(500, 0.5)])`` prunes at
+            step 500).
+        log: see ``Log``; None = nothing is told.
+
+    Attributes:
+        masked: the masks while the network trains; None before.
+    """
+
+    def __init__(self, plan: MaskPlan, log: Log | None = None) -> None:
+        if plan.group_of is not None:
+            msg = "these loops hide their batches, and masks of groups go by them: use pg.finetune"
+            raise ConfigError(msg)
+        self.plan, self.tracker = plan, log  # Lightning sets an attribute log
+        self.masked: MaskedWeights | None = None
+
+    def attach(self, model: nn.Module, optimizer: Any) -> None:
+        """Put the zeros in place; what wraps the optimizer, as accelerate does, is taken off."""
+        while not isinstance(optimizer, torch.optim.Optimizer) or hasattr(optimizer, "optimizer"):
+            optimizer = optimizer.optimizer
+        self.masked = self.plan.attach(model, optimizer)
+
+    def begin(self, step: int) -> None:
+        """Choose the mask anew if it is time; before the forward of a step."""
+        assert self.masked is not None  # attached
+        self.plan.begin(self.masked, step, None)
+
+    def tell(self, step: int, metrics: Mapping[str, Any]) -> None:
+        """Tell a tracker the figures of a step that are numbers, and the sparsity."""
+        if self.tracker is not None and self.masked is not None:
+            figures = {name: float(v) for name, v in metrics.items() if isinstance(v, int | float)}
+            self.tracker(step, figures | {"sparsity": self.masked.mask.sparsity})
+
+    def finish(self) -> None:
+        """Let the optimizer go; the network keeps its zeros."""
+        if self.masked is not None:
+            self.masked.finish()
+
+
+def trainer_callback(plan: MaskPlan, *, log: Log | None = None) -> Any:
+    """Return a callback for the ``Trainer`` of transformers.
+
+    Zeros hold after every step. A training that goes on from a checkpoint has them in its weights,
+    and its schedule goes by the step.
+
+    Args:
+        plan: of the masks; see ``MaskedTraining``.
+        log: called whenever the trainer logs, with its figures and the sparsity.
+
+    Returns:
+        A ``TrainerCallback``; its ``masked`` are the masks.
+
+    Raises:
+        ConfigError: transformers is not installed, or the plan has masks of groups.
+    """
+
+    class PruneCallback(transformers().TrainerCallback, MaskedTraining):  # type: ignore[misc]  # Any
+        def on_train_begin(self, _args: Any, _state: Any, _control: Any, **given: Any) -> None:
+            self.attach(given["model"], given["optimizer"])
+
+        def on_step_begin(self, _args: Any, state: Any, _control: Any, **_: Any) -> None:
+            self.begin(state.global_step)
+
+        def on_log(self, _args: Any, state: Any, _control: Any, **given: Any) -> None:
+            self.tell(state.global_step, given["logs"])
+
+        def on_train_end(self, _args: Any, _state: Any, _control: Any, **_: Any) -> None:
+            self.finish()
+
+    return PruneCallback(plan, log)
+
+
+def lightning_callback(plan: MaskPlan, *, log: Log | None = None) -> Any:
+    """Return a callback for the ``Trainer`` of Lightning, with one optimizer.
+
+    Args:
+        plan: of the masks; see ``MaskedTraining``.
+        log: called after every batch, with the figures that the module has logged and the sparsity.
+
+    Returns:
+        A ``Callback``; its ``masked`` are the masks.
+
+    Raises:
+        ConfigError: Lightning is not installed, or the plan has masks of groups.
+    """
+    try:
+        import pytorch_lightning as library
+    except ImportError as error:
+        msg = "this needs the library pytorch-lightning: pip install 'prunegraph[lightning]'"
+        raise ConfigError(msg) from error
+
+    class PruneCallback(library.Callback, MaskedTraining):
+        def on_train_start(self, trainer: Any, module: Any) -> None:
+            self.attach(module, trainer.optimizers[0])
+
+        def on_train_batch_start(self, trainer: Any, _module: Any, _batch: Any, _at: int) -> None:
+            self.begin(trainer.global_step)
+
+        def on_train_batch_end(self, trainer: Any, *_: Any) -> None:
+            figures = {name: value.item() for name, value in trainer.callback_metrics.items()}
+            self.tell(trainer.global_step, figures)
+
+        def on_train_end(self, _trainer: Any, _module: Any) -> None:
+            self.finish()
+
+    return PruneCallback(plan, log)

@@ -1,0 +1,159 @@
+"""Masks in the loops of transformers and Lightning, with the real libraries."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from prunegraph.core.errors import ConfigError
+from prunegraph.core.weight_mask import WeightMask
+from prunegraph.training.callbacks import MaskedTraining, lightning_callback, trainer_callback
+from prunegraph.training.masked import MaskPlan, dense_mask, least_mask
+from prunegraph.training.schedules import Cubic, Levels
+
+Logged = list[tuple[int, dict[str, float]]]
+
+
+def kept(logged: Logged) -> Any:
+    return lambda step, metrics: logged.append((step, dict(metrics)))
+
+
+def sparsity_of(model: nn.Module, mask: WeightMask) -> float:
+    weights = mask.parameters_of(model).values()
+    return float(sum((w == 0).sum() for w in weights) / sum(w.numel() for w in weights))
+
+
+def llama() -> Any:
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(
+        vocab_size=32,
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+    )
+    return transformers.LlamaForCausalLM(config)
+
+
+def train_llama(model: nn.Module, folder: Path, callback: Any) -> None:
+    transformers = pytest.importorskip("transformers")
+    pytest.importorskip("accelerate")
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.randint(32, (64, 8), generator=generator)
+    arguments = transformers.TrainingArguments(
+        output_dir=str(folder),
+        max_steps=8,
+        per_device_train_batch_size=8,
+        learning_rate=1e-2,
+        weight_decay=0.1,
+        logging_steps=1,
+        report_to=[],
+        save_strategy="no",
+        use_cpu=True,
+        disable_tqdm=True,
+    )
+    rows = [{"input_ids": row, "labels": row} for row in tokens]
+    transformers.Trainer(
+        model=model, args=arguments, train_dataset=rows, callbacks=[callback]
+    ).train()
+
+
+def test_zeros_of_a_mask_stay_zero_in_the_trainer(tmp_path: Path) -> None:
+    model, logged = llama(), Logged()
+    weights = {n: p.detach().abs() for n, p in dense_mask(model).parameters_of(model).items()}
+    mask = least_mask(weights, 0.5)
+    before = {name: value.detach().clone() for name, value in model.named_parameters()}
+    callback = trainer_callback(MaskPlan(masks=mask), log=kept(logged))
+    train_llama(model, tmp_path, callback)
+    after = dict(model.named_parameters())
+    for name, keep in mask.keep.items():
+        assert not after[name][~keep].any()
+        assert not torch.equal(after[name][keep], before[name][keep])
+    assert [step for step, _ in logged][:3] == [1, 2, 3]
+    assert all(metrics["sparsity"] == mask.sparsity for _, metrics in logged)
+    assert "loss" in logged[0][1]
+
+
+def test_the_trainer_prunes_at_a_step(tmp_path: Path) -> None:
+    model, logged = llama(), Logged()
+    plan = MaskPlan(schedule=Levels([(4, 0.6)]))
+    callback = trainer_callback(plan, log=kept(logged))
+    train_llama(model, tmp_path, callback)
+    sparsities = {step: metrics["sparsity"] for step, metrics in logged}
+    assert sparsities[4] == 0.0
+    assert sparsities[5] == pytest.approx(0.6, abs=1e-3)
+    assert sparsity_of(model, callback.masked.mask) == pytest.approx(0.6, abs=1e-3)
+
+
+def test_the_network_is_free_after_the_training(tmp_path: Path) -> None:
+    model = llama()
+    callback = trainer_callback(MaskPlan(schedule=Levels([(1, 0.5)])))
+    train_llama(model, tmp_path, callback)
+    name, keep = next(iter(callback.masked.mask.keep.items()))
+    weight = dict(model.named_parameters())[name]
+    optimizer = torch.optim.SGD([weight], lr=1.0)
+    weight.grad = torch.ones_like(weight)
+    optimizer.step()
+    assert weight[~keep].all()
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # Lightning asks torch for what is deprecated
+def test_lightning_follows_a_schedule() -> None:
+    library = pytest.importorskip("pytorch_lightning")
+
+    class Module(library.LightningModule):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = nn.Sequential(nn.Linear(6, 32), nn.ReLU(), nn.Linear(32, 16))
+            self.head = nn.Linear(16, 3)
+
+        def training_step(self, batch: Any, _: int) -> Any:
+            loss = F.cross_entropy(self.head(self.body(batch[0])), batch[1])
+            self.log("loss", loss)
+            return loss
+
+        def configure_optimizers(self) -> Any:
+            return torch.optim.Adam(self.parameters(), lr=0.01)
+
+    torch.manual_seed(0)
+    model, logged = Module(), Logged()
+    data = torch.utils.data.TensorDataset(torch.randn(80, 6), torch.randint(3, (80,)))
+    callback = lightning_callback(MaskPlan(schedule=Cubic(final=0.5, end=8)), log=kept(logged))
+    library.Trainer(
+        max_epochs=1,
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        callbacks=[callback],
+    ).fit(model, torch.utils.data.DataLoader(data, batch_size=8))
+    sparsities = [metrics["sparsity"] for _, metrics in logged]
+    assert len(sparsities) == 10
+    assert sparsities == sorted(sparsities)
+    assert 0.0 < sparsities[1] < 0.5
+    assert sparsities[-1] == pytest.approx(0.5, abs=1e-3)
+    assert "loss" in logged[-1][1]
+    assert sparsity_of(model, callback.masked.mask) == pytest.approx(0.5, abs=1e-3)
+
+
+def test_masks_of_groups_are_refused() -> None:
+    network = nn.Linear(4, 4)
+    plan = MaskPlan(masks={"a": dense_mask(network)}, group_of=lambda _: "a")
+    with pytest.raises(ConfigError, match=r"use pg\.finetune"):
+        MaskedTraining(plan)
+
+
+def test_a_tracker_is_told_numbers_alone() -> None:
+    network, logged = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2)), Logged()
+    training = MaskedTraining(MaskPlan(masks=dense_mask(network)), kept(logged))
+    training.attach(network, torch.optim.SGD(network.parameters(), lr=0.1))
+    metrics: Mapping[str, Any] = {"loss": 1, "note": "fine"}
+    training.tell(3, metrics)
+    assert logged == [(3, {"loss": 1.0, "sparsity": 0.0})]
