@@ -14,6 +14,7 @@ import cProfile
 import json
 import math
 import pstats
+import resource
 import subprocess
 import sys
 import time
@@ -43,6 +44,9 @@ REPEAT_WITHIN = 4.0
 """Seconds within which a timing is repeated, to take the least."""
 
 MIB = 1 << 20
+
+MOST_MIB = 10_000
+"""Address space of a worker: Torch-Pruning's pruner of swin_t takes what there is."""
 
 
 def llama(layers: int, width: int, heads: int, keys: int, inner: int, words: int) -> Any:
@@ -183,6 +187,7 @@ def main() -> None:
         profile(options.profile, options.lines)
         return
     if options.worker:
+        resource.setrlimit(resource.RLIMIT_AS, (MOST_MIB * MIB, MOST_MIB * MIB))
         print(json.dumps(measure(options.worker)))
         return
     rows: dict[str, Any] = {}

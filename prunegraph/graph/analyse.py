@@ -345,6 +345,20 @@ def runner(example_inputs: ExampleInputs) -> Forward:
     return run
 
 
+def _to_prove_on(
+    model: nn.Module, recorder: LabelRecorder, example_inputs: ExampleInputs
+) -> ExampleInputs:
+    """Return inputs that hide nothing and are small, where the forward takes them."""
+    for change in (filled, shortened):
+        changed = change(model, example_inputs)
+        if changed is not None and is_sound(model, runner(changed)):
+            example_inputs = changed
+    for smaller in smaller_images(model, example_inputs):
+        if recorder.takes_same_steps(partial(call_forward, model, fresh(smaller))):
+            return smaller
+    return example_inputs
+
+
 def analyse(
     model: nn.Module,
     example_inputs: ExampleInputs,
@@ -379,17 +393,10 @@ def analyse(
     if not trial:
         graph = fixes.builder().build()
     else:
-        run = runner(example_inputs)
         with evaluation_mode(model):
-            for change in (filled, shortened):
-                changed = change(model, example_inputs)
-                if changed is not None and is_sound(model, runner(changed)):
-                    example_inputs, run = changed, runner(changed)
-            for smaller in smaller_images(model, example_inputs):
-                given = fresh(smaller)
-                if recorder.takes_same_steps(partial(call_forward, model, given)):
-                    run = runner(smaller)
-                    break
+            with state_kept(model):
+                example_inputs = _to_prove_on(model, recorder, example_inputs)
+            run = runner(example_inputs)
             check_copies(model, run)
             graph = fixes.resolve(run)
     if not graph.free.any():
