@@ -98,7 +98,7 @@ def test_the_report_keeps_the_budget_and_counts_networks(finished: Path) -> None
     assert len(own) == 2
     options = load_config(TrainConfig, finished / "config.yaml")
     (target,) = load_targets(options)
-    evaluator = RunContext(target=target, options=options, seed=options.seed).evaluator()
+    evaluator = RunContext(target=target, options=options, seed=options.seed).final_evaluator
     masks = read_masks(finished / RunFolder.MASKS, target.graph)
     for row in own:  # what a search began with may win, too
         found, before = (
