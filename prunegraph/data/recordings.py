@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from prunegraph.core.errors import ConfigError, DataError, one_line
+from prunegraph.core.errors import DataError, one_line
+from prunegraph.core.extras import needed
 from prunegraph.data.speech import (
     Alphabet,
     Clips,
@@ -164,21 +165,15 @@ def _read_clip(reader: Any, archive: zipfile.ZipFile, name: str, path: Path) -> 
 
 
 def _soundfile() -> Any:
-    try:
+    with needed("recordings need", "soundfile", "speech"):
         import soundfile
-    except ImportError as error:
-        msg = "recordings need the library soundfile: pip install 'prunegraph[speech]'"
-        raise ConfigError(msg) from error
     return soundfile
 
 
 def _features() -> Any:
     """Return the function from samples to features: Whisper's, without its padding."""
-    try:
+    with needed("recordings need", "transformers", "speech"):
         from transformers import WhisperFeatureExtractor
-    except ImportError as error:
-        msg = "recordings need the library transformers: pip install 'prunegraph[speech]'"
-        raise ConfigError(msg) from error
     extractor = WhisperFeatureExtractor(feature_size=BANDS)
 
     def extract(wave: Any) -> Tensor:

@@ -14,7 +14,8 @@ import torch
 import torchvision
 from torch import nn
 
-from prunegraph.core.errors import ConfigError, ModelError, nearest, one_line
+from prunegraph.core.errors import ModelError, nearest, one_line
+from prunegraph.core.extras import needed
 from prunegraph.core.user_code import HF_PREFIX, TIMM_PREFIX, TORCHVISION_PREFIX
 from prunegraph.models.pretrained import load_pretrained, read_config, transformers
 from prunegraph.models.weights import WeightsInfo, load_weights
@@ -171,11 +172,8 @@ def repository(hub_name: str, name: str) -> Path:
         ConfigError: the library ``huggingface_hub`` is not installed.
         ModelError: it is not in the cache and cannot be fetched.
     """
-    try:
+    with needed(f"{name} needs", "huggingface_hub", "lm"):
         import huggingface_hub
-    except ImportError as error:
-        msg = f"{name} needs the library huggingface_hub: pip install 'prunegraph[lm]'"
-        raise ConfigError(msg) from error
     try:
         return Path(huggingface_hub.snapshot_download(hub_name, local_files_only=True))
     except Exception:  # it is not there, or no name of a repository
@@ -225,9 +223,6 @@ def _timm() -> Any:
     Raises:
         ConfigError: it is not installed.
     """
-    try:
+    with needed("timm:NAME needs", "timm", "timm"):
         import timm
-    except ImportError as error:
-        msg = "timm:NAME needs the library timm: pip install 'prunegraph[timm]'"
-        raise ConfigError(msg) from error
     return timm

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from prunegraph.core.errors import ArtefactError, ConfigError, ModelError, one_line
+from prunegraph.core.extras import needed
 from prunegraph.core.reading import read_json, read_text
 from prunegraph.core.seeding import seeded
 
@@ -36,11 +37,8 @@ def transformers() -> Any:
     Raises:
         ConfigError: it is not installed.
     """
-    try:
+    with needed("networks in folders need", "transformers", "lm"):
         import transformers as library
-    except ImportError as error:
-        msg = "networks in folders need the library transformers: pip install 'prunegraph[lm]'"
-        raise ConfigError(msg) from error
     library.utils.logging.disable_progress_bar()
     return library
 

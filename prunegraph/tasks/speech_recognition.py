@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
-from prunegraph.core.errors import ConfigError, DataError, ModelError, one_line
+from prunegraph.core.errors import DataError, ModelError, one_line
+from prunegraph.core.extras import needed
 from prunegraph.core.precision import autocasting
 from prunegraph.core.splits import Batch, SearchSplit, Split, TestSplit, TrainSplit
 from prunegraph.core.task import WORST_UTILITY, ExampleInputs, Score, Scores
@@ -227,11 +228,8 @@ def word_error_rate(said: Sequence[str], heard: Sequence[str]) -> float:
     Raises:
         ConfigError: jiwer is not installed.
     """
-    try:
+    with needed("word error rates need", "jiwer", "speech"):
         from jiwer import wer
-    except ImportError as error:
-        msg = "word error rates need the library jiwer: pip install 'prunegraph[speech]'"
-        raise ConfigError(msg) from error
     return float(wer(list(said), list(heard)))
 
 

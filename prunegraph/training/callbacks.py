@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from prunegraph.core.errors import ConfigError
+from prunegraph.core.extras import needed
 from prunegraph.models.pretrained import transformers
 from prunegraph.training.masked import MaskedWeights, MaskPlan
 
@@ -14,7 +15,7 @@ Log = Callable[[int, Mapping[str, float]], object]
 """Called with the number of a step and figures by name: what any tracker takes."""
 
 
-class MaskedTraining:
+class LoopMasks:
     """The masks of a plan in the training loop of someone else.
 
     Args:
@@ -63,7 +64,7 @@ def trainer_callback(plan: MaskPlan, *, log: Log | None = None) -> Any:
     and its schedule goes by the step.
 
     Args:
-        plan: of the masks; see ``MaskedTraining``.
+        plan: of the masks; see ``LoopMasks``.
         log: called whenever the trainer logs, with its figures and the sparsity.
 
     Returns:
@@ -73,7 +74,7 @@ def trainer_callback(plan: MaskPlan, *, log: Log | None = None) -> Any:
         ConfigError: transformers is not installed, or the plan has masks of groups.
     """
 
-    class PruneCallback(transformers().TrainerCallback, MaskedTraining):  # type: ignore[misc]  # Any
+    class PruneCallback(transformers().TrainerCallback, LoopMasks):  # type: ignore[misc]  # Any
         def on_train_begin(self, _args: Any, _state: Any, _control: Any, **given: Any) -> None:
             self.attach(given["model"], given["optimizer"])
 
@@ -93,7 +94,7 @@ def lightning_callback(plan: MaskPlan, *, log: Log | None = None) -> Any:
     """Return a callback for the ``Trainer`` of Lightning, with one optimizer.
 
     Args:
-        plan: of the masks; see ``MaskedTraining``.
+        plan: of the masks; see ``LoopMasks``.
         log: called after every batch, with the figures that the module has logged and the sparsity.
 
     Returns:
@@ -102,13 +103,10 @@ def lightning_callback(plan: MaskPlan, *, log: Log | None = None) -> Any:
     Raises:
         ConfigError: Lightning is not installed, or the plan has masks of groups.
     """
-    try:
+    with needed("this needs", "pytorch-lightning", "lightning"):
         import pytorch_lightning as library
-    except ImportError as error:
-        msg = "this needs the library pytorch-lightning: pip install 'prunegraph[lightning]'"
-        raise ConfigError(msg) from error
 
-    class PruneCallback(library.Callback, MaskedTraining):
+    class PruneCallback(library.Callback, LoopMasks):
         def on_train_start(self, trainer: Any, module: Any) -> None:
             self.attach(module, trainer.optimizers[0])
 

@@ -9,7 +9,8 @@ from typing import Any
 
 from torch import nn
 
-from prunegraph.core.errors import ConfigError, ModelError
+from prunegraph.core.errors import ModelError
+from prunegraph.core.extras import needed
 from prunegraph.core.seeding import seeded
 
 SCALE = 2.0
@@ -79,9 +80,6 @@ def peft_library() -> Any:
     Raises:
         ConfigError: it is not installed.
     """
-    try:
+    with needed("LoRA needs", "peft", "lora", otherwise=", or train all weights"):
         import peft as library
-    except ImportError as error:
-        msg = "LoRA needs the library peft: pip install 'prunegraph[lora]', or train all weights"
-        raise ConfigError(msg) from error
     return library

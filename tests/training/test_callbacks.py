@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from prunegraph.core.errors import ConfigError
 from prunegraph.core.weight_mask import WeightMask
-from prunegraph.training.callbacks import MaskedTraining, lightning_callback, trainer_callback
+from prunegraph.training.callbacks import LoopMasks, lightning_callback, trainer_callback
 from prunegraph.training.masked import MaskPlan, dense_mask, least_mask
 from prunegraph.training.schedules import Cubic, Levels
 
@@ -147,12 +147,12 @@ def test_masks_of_groups_are_refused() -> None:
     network = nn.Linear(4, 4)
     plan = MaskPlan(masks={"a": dense_mask(network)}, group_of=lambda _: "a")
     with pytest.raises(ConfigError, match=r"use pg\.finetune"):
-        MaskedTraining(plan)
+        LoopMasks(plan)
 
 
 def test_a_tracker_is_told_numbers_alone() -> None:
     network, logged = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2)), Logged()
-    training = MaskedTraining(MaskPlan(masks=dense_mask(network)), kept(logged))
+    training = LoopMasks(MaskPlan(masks=dense_mask(network)), kept(logged))
     training.attach(network, torch.optim.SGD(network.parameters(), lr=0.1))
     metrics: Mapping[str, Any] = {"loss": 1, "note": "fine"}
     training.tell(3, metrics)
