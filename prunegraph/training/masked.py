@@ -117,9 +117,12 @@ class MaskedWeights:
             MaskError: weights would come back that nobody has kept, or it is of other weights.
         """
         group = self.group if group is None else group
-        if not mask.nested(self.masks[group]) and self._values is None:
+        if self._values is None and not mask.nested(self.masks[group]):
             msg = "weights would come back whose values are gone: give returns=True"
             raise MaskError(msg)
+        if group != self.group:
+            self.masks[group] = mask
+            return
         self._hide()
         self.masks[group] = mask
         self._show()
