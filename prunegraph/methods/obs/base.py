@@ -154,5 +154,5 @@ def _batch_size(problem: Problem) -> int:
     return max(min(BATCH, TOKENS // max(tokens, 1)), 1)
 
 
-def _report(progress: Any, done: int, total: int, seconds: float) -> None:
-    progress(100 * done // total, f"block {done} of {total}, about {seconds:.0f} s left")
+def _report(progress: Any, done: int, total: int) -> None:
+    progress(100 * done // total, f"block {done} of {total}")
