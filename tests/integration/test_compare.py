@@ -34,8 +34,6 @@ from prunegraph.runs.tasks.registry import load_target
 from prunegraph.training.loop import _Training
 from support.parts import part
 
-pytestmark = pytest.mark.usefixtures("undrawn")
-
 METHODS = ("l1/uniform", "taylor/per_mac", "taylor/uniform", "l2/global", "cem", "random_search")
 
 

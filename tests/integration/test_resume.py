@@ -24,8 +24,6 @@ from prunegraph.runs.parallel.jobs import Jobs, Workplace, make_workplace
 from prunegraph.runs.tasks.registry import load_target
 from prunegraph.training.loop import _Training
 
-pytestmark = pytest.mark.usefixtures("undrawn")
-
 
 class Stop(Exception):
     """Ends a search between two updates."""

@@ -15,8 +15,6 @@ from prunegraph.runs.context import RunContext
 from prunegraph.runs.options.compare import CompareConfig
 from prunegraph.runs.tasks.registry import load_target
 
-pytestmark = pytest.mark.usefixtures("undrawn")
-
 
 @pytest.fixture
 def context(weights: Path) -> RunContext:
