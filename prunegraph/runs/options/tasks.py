@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar
 
 import tyro
 
-from prunegraph.runs.options.checks import check_at_least
+from prunegraph.core.checks import check_at_least
 from prunegraph.runs.options.help import HIDDEN, Section
 
 DATASETS = "datasets:"
