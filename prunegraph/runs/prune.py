@@ -18,7 +18,7 @@ from prunegraph.core.console import Told, shown
 from prunegraph.core.errors import ConfigError, ModelError
 from prunegraph.core.masks import ChannelMask, Float64Array
 from prunegraph.core.memory import return_freed_memory
-from prunegraph.core.task import Task
+from prunegraph.core.task import Task, with_parts
 from prunegraph.core.tensors import parameter_digest
 from prunegraph.core.weight_mask import WeightMask
 from prunegraph.evaluation.log import OutcomeLog
@@ -44,7 +44,6 @@ from prunegraph.runs.gradual import (
     narrow_alike,
     of_what_is_left,
     train_between,
-    with_model,
 )
 from prunegraph.runs.predicted_latency import layer_times
 from prunegraph.runs.prepare import prunable_structure
@@ -252,7 +251,7 @@ def _in_steps(
         problem, result = _chosen(way, now, left, limit, folder)
         if step == 1:
             graph = problem.graph  # with a prediction of its latency, if it was asked for
-        now = with_model(task, _network(way, problem, result))
+        now = with_parts(task, model=_network(way, problem, result))
         mask = joined(graph, mask, units, result.channels)
         ran += result.networks
     check_joined(graph, mask, now.model)
