@@ -18,6 +18,21 @@ class Schedule(Protocol):
 
 
 @dataclass(frozen=True)
+class Constant:
+    """The same sparsity in every step."""
+
+    final: float
+
+    def __post_init__(self) -> None:
+        _check(self.final)
+
+    def __call__(self, step: int, /) -> float:
+        """Return the sparsity of a step."""
+        del step
+        return self.final
+
+
+@dataclass(frozen=True)
 class Cubic:
     """Fast at first, when many weights are of no use (Zhu and Gupta 2017, arXiv 1710.01878, eq. 1).
 

@@ -5,7 +5,7 @@ import itertools
 import pytest
 
 from prunegraph.core.errors import ConfigError
-from prunegraph.training.schedules import Cubic, Geometric, Levels, Schedule
+from prunegraph.training.schedules import Constant, Cubic, Geometric, Levels, Schedule
 
 
 def test_cubic_is_the_formula_of_its_paper() -> None:
@@ -27,10 +27,10 @@ def test_geometric_keeps_the_same_share_in_each_stage() -> None:
     assert schedule(5) == schedule(3)
 
 
-def test_levels() -> None:
+def test_levels_and_constant() -> None:
     schedule = Levels([(5, 0.5), (9, 0.8)])
     assert [schedule(step) for step in (0, 4, 5, 8, 9, 99)] == [0.0, 0.0, 0.5, 0.5, 0.8, 0.8]
-    assert Levels([(0, 0.3)])(0) == 0.3
+    assert Constant(0.3)(7) == 0.3
 
 
 @pytest.mark.parametrize(
@@ -46,7 +46,7 @@ def test_a_sparsity_never_falls_and_ends_exactly(schedule: Schedule) -> None:
 @pytest.mark.parametrize(
     "make",
     [
-        lambda: Levels([(0, 1.0)]),
+        lambda: Constant(1.0),
         lambda: Cubic(0.5, initial=0.6),
         lambda: Cubic(0.5, begin=3, end=3),
         lambda: Geometric(-0.1),
