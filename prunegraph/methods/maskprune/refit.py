@@ -16,7 +16,7 @@ from prunegraph.core.masks import Float64Array, IntArray
 from prunegraph.layerwise.blocks import BlockWalk, Matrix
 from prunegraph.layerwise.statistics import MOST_INPUTS
 from prunegraph.layerwise.weights import prunable_weights
-from prunegraph.methods.criteria.obs import Reader
+from prunegraph.methods.criteria.obs import Reader, greedy_errors
 from prunegraph.methods.maskprune.gates import Gates
 
 
@@ -57,28 +57,31 @@ class Refit:
         return np.repeat(places, self._layouts[name].num_inputs // len(places))
 
     def errors(self, gates: Gates) -> Float64Array:
-        """Return ``[K]`` what the outputs lose when a unit goes and the others make up for it.
+        """Return ``[K]`` what the outputs of the dense network lose when a unit goes.
 
-        A sum over the weights that read the unit; they are those of the dense network.
+        Units go one after the other and the others make up for it (``greedy_errors``). A sum over
+        the weights that read the unit.
         """
         found = np.zeros(len(gates.values) + 1)
-        for name, reader in self._readers.items():
-            columns = self._columns(name, gates)
-            places = np.unique(columns)
-            own = [torch.from_numpy(np.flatnonzero(columns == place)) for place in places]
-            found[places] += reader.errors(own).numpy()
+        for name, own in self._readers.items():
+            reader = Reader(weight=own.weight.clone(), inverse=own.inverse.clone())
+            places, column = np.unique(self._columns(name, gates), return_inverse=True)
+            found[places] += greedy_errors([reader], column)
         return found[:-1]
 
     @torch.no_grad()
     def close(self, gates: Gates, keep: Tensor) -> None:
-        """Close gates, and open the others wholly: weights take over what either did.
+        """Close gates, and write the others into the weights, which make up for what closes.
+
+        What closes counts as it was before it shrank. It can be done once.
 
         Args:
-            gates: the gates.
+            gates: the gates; afterwards they are 1 or 0.
             keep: ``[K]`` 1 = open, 0 = closed.
         """
+        values = torch.where(keep > 0.0, gates.values, 1.0)
         for name, weight in gates.weights.items():
-            product = gates.product(name, gates.values)
+            product = gates.product(name, values)
             if name in self._readers:
                 layout = self._layouts[name]
                 gone = np.flatnonzero(np.append(keep.cpu() == 0, False)[self._columns(name, gates)])
