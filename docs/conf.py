@@ -49,7 +49,7 @@ def figures_of_the_package(_: object, variables: dict[str, Any], settings: dict[
     if not isinstance(figure, Figure):
         return ""
     path = next(variables["image_path_iterator"])
-    figure.savefig(path)
+    figure.savefig(path, dpi=120)
     return str(figure_rst([path], settings["src_dir"]))
 
 

@@ -33,18 +33,18 @@ def trained(arch):
 # One policy is trained on both networks.
 
 problems = []
-for arch in ("digits_resnet8_w4", "digits_resnet8_w8"):
+for arch in ("digits_resnet8_w4", "digits_resnet8_w6"):
     task = trained(arch)
     graph = pg.analyse(task.model, task.example_inputs)
-    problems.append(make_problem(task, graph, budget, max_networks=28))
-options = AgentOptions(update_size=8, subset=128, surrogate_steps=2)
+    problems.append(make_problem(task, graph, budget, max_networks=20, num_calibration=128))
+options = AgentOptions(update_size=4, subset=128, surrogate_steps=2)
 family = train_policy(problems, options)
 print(f"{family.networks} pruned networks were run")
 
 # %%
 # It decides about a deeper one, from its structure and statistics of train images.
 
-task = trained("digits_resnet14_w8")
+task = trained("digits_resnet14_w6")
 accuracy = {"dense": task.score(task.model).value}
 for name, method in {
     "policy": AppliedPolicy(family.policy),
@@ -54,4 +54,4 @@ for name, method in {
     accuracy[name] = task.score(pg.prune(task, method, budget).model).value
 
 plt.bar(accuracy.keys(), [100 * value for value in accuracy.values()])
-plt.ylabel("search accuracy of digits_resnet14_w8, %")
+plt.ylabel("search accuracy of digits_resnet14_w6, %")
