@@ -12,6 +12,7 @@ from prunegraph.agent.policies import find_policy
 from prunegraph.core.console import Console
 from prunegraph.core.masks import ChannelMask
 from prunegraph.graph.apply import unequal
+from prunegraph.runs.catalogue import run_catalogue
 from prunegraph.runs.choose import (
     add_controls,
     check_methods,
@@ -26,7 +27,7 @@ from prunegraph.runs.finetune import run_finetunes
 from prunegraph.runs.folder import RunFolder, open_run, slug
 from prunegraph.runs.measure import measure_again
 from prunegraph.runs.options.compare import RunConfig
-from prunegraph.runs.options.config import SearchOptions
+from prunegraph.runs.options.config import SearchOptions, TrainConfig
 from prunegraph.runs.parallel.jobs import Jobs, load_targets, make_workplace
 from prunegraph.runs.parallel.ray_pool import load_ray
 from prunegraph.runs.plan import (
@@ -48,6 +49,8 @@ from prunegraph.runs.target import Target
 
 def run_plan(config: RunConfig, console: Console) -> dict[str, Any]:
     """Do what a command asks for, and return the report of the first network."""
+    if isinstance(config, TrainConfig) and config.catalogue is not None:
+        return run_catalogue(config, console)
     plan = make_plan(config)
     applied = applied_policy(config)
     policy = None if applied is None else find_policy(applied)
