@@ -35,6 +35,7 @@ from prunegraph.runs.target import measure_cost, pretrain_recipe
 from prunegraph.tasks.classification import evaluate
 from prunegraph.tasks.image_classification import training_task
 from prunegraph.training.loop import FinetuneConfig, finetune
+from prunegraph.training.optimizers import Optimizer
 
 NUM_NETWORKS = 400
 ROUND = ("train", "train", "train", "val", "train", "train", "test", "train")
@@ -118,7 +119,7 @@ def build(entry: Entry, dataset: Dataset) -> tuple[str, torch.nn.Module]:
 def recipe(entry: Entry) -> FinetuneConfig:
     """Return how a network is trained; attention and mixers learn by AdamW, in float32."""
     tokens = entry.family in TOKENS
-    optimizer = "adamw" if tokens else "sgd"
+    optimizer: Optimizer = "adamw" if tokens else "sgd"
     found = pretrain_recipe(EPOCHS[entry.dataset], lr=LEARNING_RATE[optimizer])
     return dataclasses.replace(found, optimizer=optimizer, autocast=not tokens)
 

@@ -100,17 +100,20 @@ def train_on_catalogue(
         )
         for number, subject in enumerate(subjects)
     ]
+    masks = config.episodes_per_update // PAIRS
     environment = replace(
         env_config(config, subset_size=SUBSET, budgets=budgets),
-        episodes_per_pair=config.episodes_per_update // PAIRS,
+        episodes_per_pair=masks,
+        episode_stride=masks,
     )
+    env = ChannelPruningEnv(tasks, environment)  # each of the others acts on the same pair
     identity = {
         "networks": [task.name for task in tasks],
         "budgets": [budget.as_dict() for budget in budgets],
         "config": repr(config),
     }
     return train_agent(
-        [partial(ChannelPruningEnv, tasks, environment)],
+        [lambda: env, *(partial(env.beside, number) for number in range(1, masks))],
         [subject.graph for subject in subjects],
         config,
         total_networks=networks,

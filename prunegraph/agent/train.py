@@ -161,6 +161,7 @@ NOTES = {
 }
 """What a checkpoint keeps beside network and averages."""
 
+
 def train_agent(
     env_factories: Sequence[EnvFactory],
     graphs: Sequence[StructureGraph],

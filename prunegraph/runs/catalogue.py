@@ -120,7 +120,7 @@ def run_catalogue(
     console: Console,
     *,
     change: Callable[[AgentConfig], AgentConfig] = lambda config: config,
-    wanted: Callable[[Path, WeightsInfo], bool] = lambda *_: True,
+    choose: Callable[[Catalogue], list[Path]] = lambda catalogue: catalogue.part("train"),
 ) -> dict[str, Any]:
     """Train a policy on the networks of a folder, write it, and return what it comes from.
 
@@ -128,13 +128,13 @@ def run_catalogue(
         config: the options.
         console: where progress goes.
         change: what a study changes of the agent.
-        wanted: which of the networks it takes.
+        choose: which of the networks it takes.
 
     Raises:
         PruneGraphError: no networks, or the run folder is of another training.
     """
     catalogue = Catalogue(config)
-    paths = [path for path in catalogue.part("train") if wanted(path, catalogue.infos[path])]
+    paths = choose(catalogue)
     initial = None if config.policy is None else find_policy(config.policy)
     folder = open_run(config, config.out, "catalogue")
     with folder.started(config):
@@ -164,12 +164,8 @@ def _train(
     with console.progress("train", networks) as report:
 
         def show(record: Mapping[str, Any]) -> None:
-            rate = record["networks"] / (time.monotonic() - started)
-            report(
-                record["networks"],
-                f"reward {record['reward']:.3f}, metric {record['metric']:.3f} over bar "
-                f"{record['bar']:.3f}, {rate:.0f} masks/s",
-            )
+            words = f"metric {record['metric']:.3f} beside the bar's {record['bar']:.3f}"
+            report(record["networks"], words)
 
         result = train_on_catalogue(
             list(subjects.values()),
