@@ -19,6 +19,7 @@ import torch
 from prunegraph.core.budget import Budget
 from prunegraph.core.files import write_json
 from prunegraph.core.seeding import seeded
+from prunegraph.core.weight_mask import WeightMask
 from prunegraph.data import load_dataset
 from prunegraph.methods.context import Context
 from prunegraph.methods.fedmap.method import FedAvg, Federation, FedMap
@@ -57,7 +58,7 @@ def measure(row: str, division: str, options: argparse.Namespace) -> None:
     begun = time.process_time()
     result = method.prune(problem)
     assert result.model is not None
-    assert result.mask is not None
+    assert isinstance(result.mask, WeightMask)
     told = {key: result.details[key] for key in ("bytes_up", "bytes_down", "clients")}
     cell = {"row": row, "division": division, "seed": options.seed, "rounds": options.rounds}
     cell |= {"accuracy": task.score(result.model, task.test).value, **told}
