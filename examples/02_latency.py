@@ -22,7 +22,7 @@ model = nn.Sequential(
     *(nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(512, 10)),
 )
 task = pg.tasks.image_classification(model, train=digits.train, search=digits.search)
-recipe = pg.FinetuneConfig(epochs=1, batch_size=32, optimizer="adamw", peak_lr=2e-3)
+recipe = pg.FinetuneConfig(epochs=2, batch_size=32, optimizer="adamw", peak_lr=2e-3)
 pg.finetune(model, task, recipe, seed=0)
 
 # %%

@@ -36,7 +36,7 @@ problems = []
 for arch in ("digits_resnet8_w4", "digits_resnet8_w6"):
     task = trained(arch)
     graph = pg.analyse(task.model, task.example_inputs)
-    problems.append(make_problem(task, graph, budget, max_networks=20, reconstruct=False))
+    problems.append(make_problem(task, graph, budget, max_networks=20, num_calibration=128))
 options = AgentOptions(update_size=4, subset=128, surrogate_steps=2)
 family = train_policy(problems, options)
 print(f"{family.networks} pruned networks were run")

@@ -21,7 +21,7 @@ task = pg.tasks.image_classification(model, train=digits.train, search=digits.se
 # %%
 # ``dirichlet`` deals the classes out unevenly. ``FedAvg`` is the same without pruning.
 
-settings = {"clients": 5, "rounds": 6, "epochs": 1, "dirichlet": 0.5}
+settings = {"clients": 5, "rounds": 8, "epochs": 1, "dirichlet": 0.5}
 results = {
     "FedMap, 90 % zeros": pg.prune(task, pg.methods.FedMap(**settings), pg.Budget(sparsity=0.9)),
     "FedAvg, dense": pg.prune(task, pg.methods.FedAvg(**settings), pg.Budget(sparsity=0.9)),
@@ -37,5 +37,5 @@ for place, (name, result) in enumerate(results.items()):
     sent = [result.report[way] / 1e6 for way in ("bytes_up", "bytes_down")]
     axes.bar([place / 3, 1 + place / 3], sent, 0.3, label=name)
 axes.set_xticks([1 / 6, 7 / 6], ["to the server", "to the clients"])
-axes.set_ylabel("sent in six rounds, MB")
+axes.set_ylabel("sent in eight rounds, MB")
 figure.legend(loc="outside upper center", ncols=2, frameon=False)
