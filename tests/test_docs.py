@@ -209,11 +209,7 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]
     PAGES,
     ids=lambda page: page.relative_to(ROOT).as_posix(),
 )
-def test_the_blocks_of_a_page_run(
-    page: Path, workplace: Path, request: pytest.FixtureRequest
-) -> None:
-    if page.name != "README.md":
-        request.getfixturevalue("undrawn")
+def test_the_blocks_of_a_page_run(page: Path, workplace: Path) -> None:
     blocks = blocks_of(page)
     run_page(blocks, workplace)
     shown = [block.code for block in blocks if not block.kind and OURS.search(block.code)]
