@@ -10,7 +10,7 @@ EPISODES_PER_UPDATE = 16
 
 RATES = (
     *("learning_rate", "offset_rate", "group_offset_rate", "surrogate_rate"),
-    *("group_noise_rate", "group_noise_start", "group_noise_end"),
+    *("group_noise_rate", "group_noise_weight", "group_noise_start", "group_noise_end"),
 )
 """Options that are numbers from 0 on."""
 
@@ -33,6 +33,7 @@ class PPOConfig:
         group_noise_end: and at its end; geometric in between.
         group_noise_rate: step of the groups' offsets along ``mean(A noise)``, the evolution
             strategies' estimate, in an update.
+        group_noise_weight: weight in the loss of the same estimate for the policy network.
         surrogate_steps: steps on surrogate rollouts after each update, each on fresh ones: masks
             that a model of all episodes so far predicts (``Surrogate``). Needs one-step episodes
             whose observation a network and a budget fix; 0 = none.
@@ -50,6 +51,7 @@ class PPOConfig:
     group_noise_start: float = 0.25
     group_noise_end: float = 0.12
     group_noise_rate: float = 0.5
+    group_noise_weight: float = 0.0
     surrogate_steps: int = 0
     surrogate_rate: float = 0.15
     swaps: int = 0

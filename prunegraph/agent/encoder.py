@@ -70,6 +70,7 @@ class ChannelGraphEncoder(nn.Module):
             other end hold.
         heads: attention heads.
         use_edges: False = no messages at all (an ablation).
+        shuffle_edges: the channels of a graph swap their edges by chance, the same way each time.
 
     Shapes:
         - data with ``x [N, F]``, ``op_x [M, F_op]``, ``edge_index [2, E]``, ``edge_attr [E, R]``
@@ -86,9 +87,10 @@ class ChannelGraphEncoder(nn.Module):
         layers: int,
         heads: int,
         use_edges: bool = True,
+        shuffle_edges: bool = False,
     ) -> None:
         super().__init__()
-        self.use_edges = use_edges
+        self.use_edges, self.shuffle_edges = use_edges, shuffle_edges
         self.channel_input = nn.Linear(num_features, hidden)
         self.op_input = nn.Linear(num_op_features, hidden)
         self.layers = nn.ModuleList(
@@ -108,4 +110,17 @@ class ChannelGraphEncoder(nn.Module):
     def _edges_by_relation(self, data: Data) -> list[Tensor]:
         if not self.use_edges:
             return [data.edge_index[:, :0]] * data.edge_attr.shape[1]
-        return [data.edge_index[:, column > 0] for column in data.edge_attr.T]
+        edges = _shuffled(data) if self.shuffle_edges else data.edge_index
+        return [edges[:, column > 0] for column in data.edge_attr.T]
+
+
+def _shuffled(data: Data) -> Tensor:
+    """Return the edges ``[2, E]`` with the channels of each graph permuted by chance."""
+    parts, first = [], 0
+    for count in data.channel_graph.bincount().tolist():
+        order = torch.randperm(count, generator=torch.Generator().manual_seed(count))
+        parts.append(first + order)
+        first += count
+    ops = torch.arange(data.num_channels, data.num_channels + data.num_ops)
+    moved: Tensor = torch.cat([*parts, ops]).to(data.edge_index.device)[data.edge_index]
+    return moved

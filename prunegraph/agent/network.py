@@ -21,7 +21,7 @@ from prunegraph.graph.features import CONTEXT_NAMES, FEATURE_NAMES, OP_FEATURE_N
 from prunegraph.graph.pyg import RELATION_NAMES
 
 PRIOR = "start"
-"""The channel feature that scores begin with."""
+"""The channel feature that scores begin with, if it is read."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +29,7 @@ class NetworkConfig:
     """What a policy network is made for, and its size.
 
     Attributes:
-        feature_names: the F channel features, in order; ``PRIOR`` is one of them.
+        feature_names: the F channel features, in order; without ``PRIOR`` scores begin with zero.
         op_feature_names: the op features, in order.
         relation_names: the R kinds of edges, in the order of ``edge_attr``'s columns.
         context_names: the K columns of the context, in order.
@@ -37,6 +37,7 @@ class NetworkConfig:
         layers: rounds of messages.
         heads: attention heads.
         use_edges: False = no messages (an ablation of the benchmarks).
+        shuffle_edges: messages go between channels by chance (likewise).
     """
 
     feature_names: tuple[str, ...] = FEATURE_NAMES
@@ -47,11 +48,9 @@ class NetworkConfig:
     layers: int = 2
     heads: int = 4
     use_edges: bool = True
+    shuffle_edges: bool = False
 
     def __post_init__(self) -> None:
-        if PRIOR not in self.feature_names:
-            msg = f"{PRIOR!r} is not among the channel features: {', '.join(self.feature_names)}"
-            raise ConfigError(msg)
         for name, most in (("hidden", 4096), ("layers", 64), ("heads", 4096)):
             check_range(name, getattr(self, name), 1, most)
         if self.hidden % self.heads:
@@ -84,6 +83,7 @@ class PruningNetwork(nn.Module):
             layers=config.layers,
             heads=config.heads,
             use_edges=config.use_edges,
+            shuffle_edges=config.shuffle_edges,
         )
         num_context = len(config.context_names)
         self.channel_head = _head(2 * hidden + num_context, hidden)
@@ -117,6 +117,8 @@ class PruningNetwork(nn.Module):
 
     def prior(self, features: Tensor) -> Tensor:
         """Return the scores ``[N]`` of an untrained network on ``[N, F]`` features."""
+        if PRIOR not in self.config.feature_names:
+            return torch.zeros_like(features[:, 0])
         return features[:, self.config.feature_names.index(PRIOR)]
 
     @torch.no_grad()

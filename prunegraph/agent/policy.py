@@ -88,6 +88,7 @@ class ChannelPruningPolicy(ActorCriticPolicy):
         self.initial_temperature = 1.0
         self.group_noise = 0.0
         self.noises: list[Tensor] = []
+        self.embeddings: dict[tuple[int, bytes], Tensor] | None = None  # kept for an update
         self.num_acted = 0  # in this update
         self.plan: Callable[[int, Tensor, Float64Array], Tensor] | None = None
         self.generator: torch.Generator | None = None
@@ -274,9 +275,9 @@ class ChannelPruningPolicy(ActorCriticPolicy):
 
         The log-probabilities are those of what was drawn, before a plan improved it.
         """
-        if not self.row_by_row:
+        if not self.row_by_row and len(obs["graph_id"]) > 1:
             return self._act(obs, deterministic, self.embed(obs))
-        embeddings: dict[tuple[int, bytes], Tensor] = {}
+        embeddings = {} if self.embeddings is None else self.embeddings
         parts = []
         for row in range(len(obs["graph_id"])):
             one = {name: value[row : row + 1] for name, value in obs.items()}

@@ -149,6 +149,7 @@ class ChannelPPO(PPO):
         solved = self.policy.constraint == "bias"
         self.policy.group_noise = self.config.group_noise(progress) if solved else 0.0
         self.policy.noises = []
+        self.policy.embeddings = {}
         self.policy.num_acted = 0
         seed = update_seed(self.run_seed, self.num_rollouts)
         self.policy.generator = torch.Generator().manual_seed(seed)
@@ -156,7 +157,9 @@ class ChannelPPO(PPO):
         self._last_obs = self.competitors.start_block(self.num_rollouts)
         self._last_episode_starts = np.ones(env.num_envs, dtype=bool)
         self.num_rollouts += 1
-        return super().collect_rollouts(env, callback, rollout_buffer, n_rollout_steps)
+        collected = super().collect_rollouts(env, callback, rollout_buffer, n_rollout_steps)
+        self.policy.embeddings = None  # the encoder learns
+        return collected
 
     @property
     def networks_per_update(self) -> int:
@@ -188,6 +191,9 @@ class ChannelPPO(PPO):
             bits = distribution.log_prob_bits(actions)  # [B, N]
             old_bits = bits.detach() if old_bits is None else old_bits
             loss, logs = self._loss(distribution, bits - old_bits, advantages)
+            if noise is not None and self.config.group_noise_weight:
+                gain = self._noise_gain(ids, distribution, advantages, noise)
+                loss = loss - self.config.group_noise_weight * gain
             self._descend(loss, self.config.learning_rate)
             if self.config.learning_rate:  # a policy that does not learn only samples
                 rates = (self.config.offset_rate, self.config.group_offset_rate)
@@ -252,6 +258,29 @@ class ChannelPPO(PPO):
             gains = advantages[rows, None] * noise[rows, : len(graph.groups)]
             mask = distribution.mask[rows, : graph.num_units]
             self.policy.offsets.follow(graph_id, gains, mask, rate)
+
+    def _noise_gain(
+        self, ids: Tensor, distribution: MaskedBernoulli, advantages: Tensor, noise: Tensor
+    ) -> Tensor:
+        """Return what moves the groups' mean scores along the noise that paid.
+
+        Its gradient is that of a Gaussian policy of the groups' scores, ``A noise / deviation^2``,
+        in the units of the bits' loss.
+        """
+        scores = distribution.logits * self.policy.temperature
+        free, gain = distribution.num_free(), noise.new_zeros(())
+        for graph_id in ids.unique().tolist():
+            rows = ids == graph_id
+            group_of = self.policy.thresholds[graph_id].data.group_of.to(noise.device)
+            count = int(group_of.max()) + 1
+            decides = distribution.mask[rows, : len(group_of)].float()
+            index = group_of.expand(len(decides), -1)
+            zeros = noise.new_zeros(len(decides), count)
+            sizes = zeros.scatter_add(1, index, decides)
+            sums = zeros.scatter_add(1, index, decides * scores[rows, : len(group_of)])
+            paid = advantages[rows, None] * noise[rows, :count] * (sizes > 0)
+            gain = gain + (paid * sums / sizes.clamp(min=1.0) / free[rows, None]).sum()
+        return gain / self.policy.group_noise**2 / len(ids)
 
     def _remember(self, observations: dict[str, Tensor], ids: Tensor) -> None:
         """Teach the surrogate this update's episodes."""

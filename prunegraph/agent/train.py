@@ -1,8 +1,9 @@
 """Train the agent: environments and thresholds in, a policy and what it went through out."""
 
 import dataclasses
+import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,13 @@ from prunegraph.agent.vec_env import SelfCompetitionVecEnv, ThreadedVecEnv
 from prunegraph.core.checks import check_at_least
 from prunegraph.core.errors import ConfigError
 from prunegraph.core.masks import FloatArray
+from prunegraph.core.reading import checked
 from prunegraph.graph.graph import StructureGraph
 from prunegraph.rewards import RewardConfig, SelfCompetition
+from prunegraph.rewards.lagrangian import LagrangianMultiplier
+from prunegraph.rewards.ledger import SelfCompetitionLedger
+from prunegraph.training.checkpoint import TrainingState
+from prunegraph.training.loop import CHECKPOINT_SECONDS
 
 EnvFactory = Callable[[], gymnasium.Env[Any, Any]]
 
@@ -83,6 +89,77 @@ class TrainingResult:
     networks_evaluated: int
 
 
+@dataclass(kw_only=True)
+class Checkpoint:
+    """The state of a training between two updates, on disk.
+
+    Attributes:
+        path: the file.
+        identity: what tells the training from others.
+        seconds: least time between two writes.
+    """
+
+    path: Path
+    identity: Mapping[str, Any]
+    seconds: float = CHECKPOINT_SECONDS
+
+    def attach(self, model: ChannelPPO) -> None:
+        """Go on from the file if it is there; from now on write it after updates."""
+        self._model, self._written = model, time.monotonic()
+        self._state = TrainingState(
+            model=model.policy.network,
+            trainable=dict(model.policy.network.named_parameters()),
+            optimizer=model.policy.optimizer,
+            identity=dict(self.identity),
+            steps_per_epoch=1,
+        )
+        if self.path.is_file():
+            self._state.restore(self.path)
+            self._restore(model)
+        told = model.progress
+
+        def progress(record: dict[str, Any]) -> None:
+            if told is not None:
+                told(record)
+            if time.monotonic() - self._written >= self.seconds:
+                self.write()
+
+        model.progress = progress
+
+    def _restore(self, model: ChannelPPO) -> None:
+        where, env = str(self.path), model.competitors
+        notes = checked(self._state.done.notes, NOTES, where)
+        model.num_rollouts, env.networks_before = notes["updates"], notes["networks"]
+        model.history = notes["history"]
+        env.competition.ledgers = notes["ledgers"]
+        env.competition.multipliers = notes["multipliers"]
+        env.competition.block = model.num_rollouts
+
+    def write(self) -> None:
+        """Write the state; the episodes of the last update go into the ledgers."""
+        model, competition = self._model, self._model.competitors.competition
+        competition.begin_block(model.num_rollouts)
+        self._state.done.notes = {
+            "updates": model.num_rollouts,
+            "networks": model.num_networks,
+            "history": [{**record, "greedy_masks": {}} for record in model.history],
+            "ledgers": {name: asdict(each) for name, each in competition.ledgers.items()},
+            "multipliers": {name: asdict(each) for name, each in competition.multipliers.items()},
+        }
+        self._state.write(self.path, {})
+        self._written = time.monotonic()
+
+
+NOTES = {
+    "updates": int,
+    "networks": int,
+    "history": list[Any],
+    "ledgers": dict[str, SelfCompetitionLedger],
+    "multipliers": dict[str, LagrangianMultiplier],
+}
+"""What a checkpoint keeps beside network and averages."""
+
+
 def train_agent(
     env_factories: Sequence[EnvFactory],
     graphs: Sequence[StructureGraph],
@@ -93,6 +170,7 @@ def train_agent(
     initial: TrainedPolicy | None = None,
     tensorboard: Path | None = None,
     progress: Progress | None = None,
+    checkpoint: Checkpoint | None = None,
 ) -> TrainingResult:
     """Train a policy until another update would run more pruned networks than are allowed.
 
@@ -108,9 +186,12 @@ def train_agent(
         initial: policy to start from, of the same sizes; None = an untrained one.
         tensorboard: folder for learning curves.
         progress: called with the record of each update.
+        checkpoint: where the state is kept; an equal call goes on from it, to the same result. Only
+            without surrogate and offsets, which are not kept.
 
     Raises:
         ConfigError: options that contradict each other.
+        ArtefactError: the checkpoint is damaged or of another training.
     """
     venv = make_vec_env(env_factories, threads=threads)
     try:
@@ -120,7 +201,11 @@ def train_agent(
         model.set_logger(_logger(tensorboard))
         model.max_networks = total_networks
         model.progress = progress
+        if checkpoint is not None:
+            checkpoint.attach(model)
         model.learn(_NO_LIMIT, log_interval=1)
+        if checkpoint is not None:
+            checkpoint.write()
         return _result(model, config)
     finally:
         venv.close()

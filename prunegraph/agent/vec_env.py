@@ -35,7 +35,8 @@ class SelfCompetitionVecEnv(VecEnvWrapper):
 
     Attributes:
         competition: ledgers and multipliers.
-        num_networks: pruned networks that the environments ran.
+        num_networks: pruned networks that the environments ran, those of ``networks_before`` an
+            interruption included.
         records: figures of the current update's episodes.
         greedy_masks: packed greedy mask of each pair of the current update.
         greedy: makes the policy's own mask from one observation and a budget; set by the trainer.
@@ -50,6 +51,7 @@ class SelfCompetitionVecEnv(VecEnvWrapper):
             )
             raise ConfigError(msg)
         self.competition = SelfCompetition(config)
+        self.networks_before = 0
         self.episodes_per_update = episodes_per_update
         self.records: list[dict[str, float]] = []
         self.greedy_masks: dict[str, str] = {}
@@ -68,7 +70,7 @@ class SelfCompetitionVecEnv(VecEnvWrapper):
     @property
     def num_networks(self) -> int:
         """Pruned networks run so far."""
-        return int(sum(self.venv.get_attr("networks_evaluated")))
+        return self.networks_before + int(sum(self.venv.get_attr("networks_evaluated")))
 
     def seed(self, seed: int | None = None) -> Sequence[int | None]:
         """Leave the environments' seeds as they are built: PPO would give each worker another."""

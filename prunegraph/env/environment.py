@@ -4,8 +4,10 @@ The environment only sequences: raw bits, a mask that meets the budget, its eval
 is what the mask reaches; whoever trains an agent compares that with the past (``SelfCompetition``).
 """
 
+import copy
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import replace
+from typing import Any, Self
 
 import gymnasium
 import numpy as np
@@ -72,6 +74,18 @@ class ChannelPruningEnv(gymnasium.Env[Observation, Action]):
         self._keep: BoolArray = np.ones(0, dtype=bool)
         self._num_steps = 0  # made in this episode
         self._steps_left = 0
+        self._counts = True
+
+    def beside(self, first_episode: int) -> Self:
+        """Return an environment of the same networks that plays other episodes of the same block.
+
+        What both run, this one counts.
+        """
+        other = copy.copy(self)
+        other.config = replace(self.config, first_episode=first_episode)
+        other.episode_number = other._next_episode = first_episode
+        other._counts = False
+        return other
 
     def seek(self, episode: int) -> None:
         """Go on with the episode of this number at the next ``reset``."""
@@ -80,6 +94,8 @@ class ChannelPruningEnv(gymnasium.Env[Observation, Action]):
     @property
     def networks_evaluated(self) -> int:
         """Pruned networks that the tasks' evaluators ran so far."""
+        if not self._counts:
+            return 0
         evaluators = {id(task.evaluator): task.evaluator for task in self.tasks}
         return sum(evaluator.num_networks for evaluator in evaluators.values())
 

@@ -21,6 +21,14 @@ def has_batch_norm(model: nn.Module) -> bool:
     return any(isinstance(module, _BatchNorm) for module in model.modules())
 
 
+def forget_statistics(model: nn.Module) -> None:
+    """Let batch norm normalise by each batch's own statistics, in eval mode too; in place."""
+    for module in model.modules():
+        if isinstance(module, _BatchNorm):
+            module.running_mean = module.running_var = None
+            module.track_running_stats = False
+
+
 @contextmanager
 def measuring_batch_norm(model: nn.Module, *, keep: bool = True) -> Iterator[None]:
     """Within the context, forwards average batch statistics into the batch-norm buffers.

@@ -143,6 +143,34 @@ class Context(OfNetwork):
             log=log,
         )
 
+    def quick_evaluator(
+        self, images: int, batch: int, *, metric: Metric | None = None, labelled: bool = True
+    ) -> Evaluator:
+        """Return an evaluator that takes milliseconds a mask of a small network.
+
+        Nothing is reconstructed, and batch norm goes by the images that are scored.
+
+        Args:
+            images: samples that it has.
+            batch: of them so many at once.
+            metric: what outcomes are compared by; default: the context's own.
+            labelled: they are search samples; else train samples.
+        """
+        train, search = self.task.train, self.task.search
+        if not labelled or search is None:
+            few = train.sample(images, self.drawn)
+            search = SearchSplit(few.source, few.index)
+        return Evaluator(
+            self.task,
+            self.graph,
+            search=search.sample(images, self.drawn),
+            num_calibration=1,
+            batch_size=batch,
+            device=self.device,
+            metric=metric or metric_of(self.task, self.metric),
+            recalibrate=False,
+        )
+
     @property
     def _tokens(self) -> int:
         """Tokens of a sample; 0 if it holds others than whole numbers."""

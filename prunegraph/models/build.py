@@ -25,6 +25,8 @@ from prunegraph.models.library import (
     torchvision_names,
 )
 from prunegraph.models.mobilenet import MobileNetV2
+from prunegraph.models.random_family import PATTERN as RANDOM_PATTERN
+from prunegraph.models.random_family import random_classifier
 from prunegraph.models.resnet import CifarResNet
 from prunegraph.models.vgg import VGG16
 
@@ -46,6 +48,7 @@ def build_model(spec: str, *, num_classes: int, image_shape: tuple[int, int, int
         spec: ``resnet20|32|44|56|110``, ``vgg16_bn``, ``mobilenetv2`` (their CIFAR forms);
             ``digits_resnet``, or a variant ``digits_resnet<depth>[_w<width>]`` with depth 6n + 2,
             such as ``digits_resnet14_w12``, and ``_gn`` behind it for group norm;
+            ``random_<family>_<seed>``, a network of a family of ``random_family.FAMILIES``;
             ``torchvision:NAME``, ``timm:NAME``, a classification network;
             ``package.module:factory``, a callable of the user, found also in the current folder,
             called with ``num_classes=`` if it takes that.
@@ -79,7 +82,12 @@ def check_arch(spec: str) -> None:
         raise ModelError(msg)
     if spec.startswith(LIBRARIES):
         check_library_name(spec)
-    elif not (is_factory(spec) or spec in KNOWN_MODELS or DIGITS_PATTERN.fullmatch(spec)):
+    elif not (
+        is_factory(spec)
+        or spec in KNOWN_MODELS
+        or DIGITS_PATTERN.fullmatch(spec)
+        or RANDOM_PATTERN.fullmatch(spec)
+    ):
         module, _, name = spec.rpartition(".")
         hint = suggest(spec, KNOWN_MODELS)
         if module:
@@ -108,6 +116,10 @@ def _build_builtin(spec: str, num_classes: int, image_shape: tuple[int, int, int
             msg = f"vgg16_bn needs images of at least 32 x 32, these are {height} x {width}"
             raise ModelError(msg)
         return VGG16(in_channels=channels, num_classes=num_classes)
+    if drawn := RANDOM_PATTERN.fullmatch(spec):
+        return random_classifier(
+            drawn["family"], int(drawn["seed"]), num_classes=num_classes, image_shape=image_shape
+        )
     match = DIGITS_PATTERN.fullmatch(spec)
     assert match is not None
     depth = int(match["depth"] or DIGITS_DEPTH)

@@ -26,7 +26,7 @@ from prunegraph.runs.finetune import run_finetunes
 from prunegraph.runs.folder import RunFolder, open_run, slug
 from prunegraph.runs.measure import measure_again
 from prunegraph.runs.options.compare import RunConfig
-from prunegraph.runs.options.config import SearchOptions
+from prunegraph.runs.options.config import SearchOptions, TrainConfig
 from prunegraph.runs.parallel.jobs import Jobs, load_targets, make_workplace
 from prunegraph.runs.parallel.ray_pool import load_ray
 from prunegraph.runs.plan import (
@@ -48,6 +48,9 @@ from prunegraph.runs.target import Target
 
 def run_plan(config: RunConfig, console: Console) -> dict[str, Any]:
     """Do what a command asks for, and return the report of the first network."""
+    if isinstance(config, TrainConfig) and config.catalogue is not None:
+        found: dict[str, Any] = load("runs.catalogue:run_catalogue")(config, console)
+        return found
     plan = make_plan(config)
     applied = applied_policy(config)
     policy = None if applied is None else load("agent.policies:find_policy")(applied)

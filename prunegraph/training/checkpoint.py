@@ -28,12 +28,14 @@ class Done:
         seconds: training time.
         step: steps of the epoch that has begun; 0 between epochs.
         total: sum of their losses.
+        notes: what else the training has to know, as JSON values.
     """
 
     losses: list[float] = field(default_factory=list)
     seconds: float = 0.0
     step: int = 0
     total: float = 0.0
+    notes: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(kw_only=True)

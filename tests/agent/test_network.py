@@ -1,5 +1,6 @@
 """Symmetries of the network, which takes PyG graphs of any size."""
 
+import dataclasses
 from collections.abc import Callable
 
 import numpy as np
@@ -142,10 +143,32 @@ def test_inference_equals_training(make_network: Callable[..., PruningNetwork]) 
     np.testing.assert_allclose(logits, expected.detach().numpy(), rtol=1e-6)
 
 
+def test_scores_begin_with_zero_where_no_prior_is_read() -> None:
+    network = PruningNetwork(NetworkConfig(feature_names=("l1", "taylor")))
+    data = BudgetThreshold.of(GRAPHS[0]).data
+    features = np.random.default_rng(0).normal(size=(GRAPHS[0].num_units, 2)).astype(np.float32)
+    assert not network.logits(data, features, CONTEXT[0].numpy()).any()
+
+
+def test_shuffled_edges_carry_messages_between_other_channels() -> None:
+    config = NetworkConfig(feature_names=("l1", "taylor"))
+    torch.manual_seed(0)
+    whole = PruningNetwork(config)
+    shuffled = PruningNetwork(dataclasses.replace(config, shuffle_edges=True))
+    shuffled.load_state_dict(whole.state_dict())
+    graphs = [
+        with_features(BudgetThreshold.of(graph).data, torch.randn(graph.num_units, 2))
+        for graph in GRAPHS[:2]
+    ]
+    alone = shuffled.encode(join(graphs[:1]))
+    assert not torch.allclose(whole.encode(join(graphs[:1])), alone)
+    torch.testing.assert_close(shuffled.encode(join(graphs))[: len(alone)], alone)
+
+
 @pytest.mark.parametrize(
     ("options", "match"),
     [
-        ({"feature_names": ("l1", "taylor")}, "'start' is not among the channel features: l1"),
+        ({"layers": 0}, "layers=0"),
         ({"hidden": 30, "heads": 4}, "heads=4"),
     ],
 )

@@ -8,6 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from prunegraph.data import load_dataset
+from prunegraph.models import WeightsInfo, save_weights
+from prunegraph.runs.prepare import build_network
 from support.sentences import save_encoder, write_table
 
 FOLDER = Path(__file__).resolve().parents[2] / "benchmarks"
@@ -73,3 +76,46 @@ def test_masks_drawn_at_random(
     assert "| 0.9 | randomized_shares |" in shown
     assert "randomized above magnitude: " in shown
     assert len([*tmp_path.glob("cells/toy/*.json")]) == 1 + 4 * 3
+
+
+@pytest.mark.slow
+def test_a_catalogue_is_made_once(benchmark: RunBenchmark, tmp_path: Path) -> None:
+    out = tmp_path / "catalogue"
+    benchmark("catalogue.py", f"--out {out} --networks 34")
+    records = [json.loads(path.read_text()) for path in sorted(out.glob("*.json"))]
+    assert [record["number"] for record in records] == [32, 33]
+    assert min(record["search_accuracy"] for record in records) > 0.8
+    before = [path.stat().st_mtime_ns for path in sorted(out.iterdir())]
+    benchmark("catalogue.py", f"--out {out} --networks 34")
+    assert [path.stat().st_mtime_ns for path in sorted(out.iterdir())] == before
+
+
+@pytest.mark.slow
+def test_general_policies(
+    benchmark: RunBenchmark, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    catalogue, dataset = tmp_path / "catalogue", load_dataset("digits")
+    catalogue.mkdir()
+    for number, part in enumerate(("train", "val", "val")):
+        arch = f"random_basic_{number}"
+        info = WeightsInfo(arch=arch, dataset="digits", extra={"part": part, "family": "basic"})
+        save_weights(
+            build_network(arch, dataset, number), catalogue / f"{number}.safetensors", info
+        )
+    given = f"--catalogue {catalogue} --threads 1 --device cpu --calibration-images 128"
+    policy, rows = tmp_path / "policy-0", tmp_path / "rows"
+    benchmark(
+        "general.py",
+        f"train --variant raw --out {policy} {given} --networks 40 --budgets 0.5 "
+        "--agent.update-size 2",
+    )
+    words = f"rows --out {rows} --at 0.5 --policies {policy} --label raw {given}"
+    benchmark("general.py", words)
+    found = [json.loads(path.read_text())["rows"] for path in sorted(rows.glob("*.json"))]
+    assert all(row["keep_macs"] <= 0.5 for own in found for row in own.values())
+    before = [path.stat().st_mtime_ns for path in sorted(rows.iterdir())]
+    benchmark("general.py", words)
+    assert [path.stat().st_mtime_ns for path in sorted(rows.iterdir())] == before
+    capsys.readouterr()
+    benchmark("general.py", f"show --out {rows}")
+    assert "| policy:raw | 2 |" in capsys.readouterr().out

@@ -372,9 +372,12 @@ class PretrainConfig(DataConfig):
 class TrainConfig(SearchOptions, TaskOptions, PruningOptions, NetworksConfig):
     """Train the agent, prune with it, fine-tune, compare with the baselines, report.
 
-    With several networks one policy is trained on all of them.
+    With several networks one policy is trained on all of them; with a catalogue a policy alone is
+    trained, for networks that it has not seen.
 
     Attributes:
+        catalogue: folder of weights files, each with its JSON beside it: those whose JSON names no
+            part, or the part train, are trained on, --networks pruned ones for each of them.
         search_seeds: independent searches; the best mask on the search split wins.
         baselines: all: thirteen heuristics, CEM, random search, the sampler; heuristics: those;
             none.
@@ -383,6 +386,7 @@ class TrainConfig(SearchOptions, TaskOptions, PruningOptions, NetworksConfig):
 
     command: ClassVar[str] = "train"
     section: ClassVar[str] = "what"
+    catalogue: Path | None = None
     search_seeds: Annotated[int, Section("search")] = 3
     baselines: Annotated[Literal["all", "heuristics", "none"], Section("search")] = "all"
     out: Path | None = None
@@ -392,6 +396,9 @@ class TrainConfig(SearchOptions, TaskOptions, PruningOptions, NetworksConfig):
         PruningOptions.check(self)
         SearchOptions.check(self)
         check_at_least("search_seeds", self.search_seeds, 1)
+        if self.catalogue is not None and (self.arch or self.weights):
+            msg = "--catalogue names the networks: leave --arch and --weights away"
+            raise ConfigError(msg)
         self.check_task()
 
 

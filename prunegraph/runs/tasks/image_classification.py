@@ -69,12 +69,15 @@ def build(_folder: Path | None, info: PrunedInfo) -> nn.Module:
     return build_model(info.arch, num_classes=info.num_classes, image_shape=image_shape)
 
 
-def load(config: NetworkConfig, budget: Budget | None = None) -> Target:
+def load(
+    config: NetworkConfig, budget: Budget | None = None, dataset: Dataset | None = None
+) -> Target:
     """Load everything that a classifier of images needs, and check it before anything long starts.
 
     Args:
         config: which network, weights and images.
         budget: if given, checked to be within reach.
+        dataset: its images, where they are loaded.
 
     Raises:
         PruneGraphError: something is missing, damaged, contradictory, or cannot be met.
@@ -86,7 +89,7 @@ def load(config: NetworkConfig, budget: Budget | None = None) -> Target:
         info = published_info(config.arch)
     arch = resolve_arch(config.arch, config.weights, info)
     check_arch(arch)  # before images are downloaded
-    dataset = load_images(config, info)
+    dataset = dataset or load_images(config, info)
     pretrain_epochs = _pretrain_epochs(config, arch, dataset)
     model = build_network(arch, dataset, config.seed)
     if config.weights is not None:
