@@ -106,7 +106,8 @@ def tiny(arguments: Sequence[str]) -> list[str]:
     sizes = {name: value for name, value in TINY.items() if name in names}
     if "--budgets" in arguments:
         sizes["networks"] = 40  # each cell of a family has its own starts
-    if arguments[0] == "train" and not {"--weights", "--config"} & set(arguments):
+    others = {"--weights", "--config", "speech_recognition"}  # trained before, or in another way
+    if "pretrain_epochs" in names and not others & set(arguments):
         sizes["pretrain_epochs"] = TINY["epochs"]
     options = [(f"--{name.replace('_', '-')}", str(value)) for name, value in sizes.items()]
     return [*arguments, *(word for option in options for word in option)]
