@@ -89,8 +89,9 @@ def skip_repeated(
 
 
 def link_examples(_app: Sphinx, _page: str, source: list[str]) -> None:
-    """Lead links to a script of the repository to its page of the gallery."""
-    source[0] = re.sub(r"\.\./examples/(\w+)\.py\)", r"gallery/\1.rst)", source[0])
+    """Lead links to scripts of the repository to their pages of the gallery."""
+    text = source[0].replace("../examples/README.rst", "gallery/index.rst")
+    source[0] = re.sub(r"\.\./examples/(\w+)\.py\)", r"gallery/\1.rst)", text)
 
 
 def setup(app: Sphinx) -> None:

@@ -46,10 +46,7 @@ def train(network, epochs):
 # ``higher_is_better`` has no default, so that no error is ever maximised by mistake.
 
 model = train(Regressor(), epochs=10)
-score = {
-    "score": lambda network: r2_score(target[320:], network(unseen).detach()),
-    "score_name": "R²",
-}
+score = {"score": lambda net: r2_score(target[320:], net(unseen).detach()), "score_name": "R²"}
 data = {"example_inputs": (inputs[:1],), "train": batches, "loss": loss}
 task = pg.tasks.custom(model, **data, **score, higher_is_better=True)
 result = pg.prune(task, "obs/uniform", pg.Budget(keep_macs=0.2))

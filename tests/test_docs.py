@@ -18,7 +18,6 @@ import runpy
 import shlex
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,7 +27,6 @@ import torch
 import prunegraph
 from prunegraph.cli.main import COMMANDS, load, main
 from prunegraph.core.errors import ConfigError
-from prunegraph.data.embedded_text import embedded_text
 from prunegraph.methods.registry import method_names
 from prunegraph.runs.options.config import TrainConfig
 from prunegraph.runs.options.yaml_file import option_names, parse
@@ -60,9 +58,6 @@ TINY = {
     "workers": 1,
 }
 """Option -> value that keeps a command to a few seconds."""
-
-SHARE_OF_TEXT = 8
-"""One of so many paragraphs of the embedded text is used."""
 
 
 BENCHMARK_PACKAGES = {
@@ -111,7 +106,8 @@ def tiny(arguments: Sequence[str]) -> list[str]:
     sizes = {name: value for name, value in TINY.items() if name in names}
     if "--budgets" in arguments:
         sizes["networks"] = 40  # each cell of a family has its own starts
-    if arguments[0] == "train" and not {"--weights", "--config"} & set(arguments):
+    others = {"--weights", "--config", "speech_recognition"}  # trained before, or in another way
+    if "pretrain_epochs" in names and not others & set(arguments):
         sizes["pretrain_epochs"] = TINY["epochs"]
     options = [(f"--{name.replace('_', '-')}", str(value)) for name, value in sizes.items()]
     return [*arguments, *(word for option in options for word in option)]
@@ -200,10 +196,6 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]
     """Return an empty current folder; modules that are imported from it are forgotten."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
-    text = embedded_text()
-    short = {part.name: getattr(text, part.name)[::SHARE_OF_TEXT] for part in fields(text)}
-    reader = importlib.import_module("prunegraph.tasks.causal_lm")
-    monkeypatch.setattr(reader, "embedded_text", lambda: replace(text, **short))
     before = set(sys.modules)
     with torch.random.fork_rng():
         torch.manual_seed(0)

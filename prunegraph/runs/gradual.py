@@ -30,9 +30,21 @@ PROGRESS: dict[str, Callable[[float], float]] = {
 
 
 def budgets_of(
-    graph: StructureGraph, budget: Budget, steps: int, schedule: Schedule
+    graph: StructureGraph,
+    budget: Budget,
+    steps: int,
+    schedule: Schedule,
+    latency: float | None = None,
 ) -> list[Budget]:
     """Return what may remain of the dense network after each step; the last is the budget itself.
+
+    Args:
+        graph: the structure of the dense network.
+        budget: what may remain in the end.
+        steps: how many.
+        schedule: see ``PROGRESS``.
+        latency: milliseconds of the dense network, where the budget limits them; None: they were
+            not measured, and one step alone meets such a budget.
 
     Raises:
         ConfigError: there is no such schedule, or no step.
@@ -42,7 +54,8 @@ def budgets_of(
         msg = f"unknown schedule {schedule!r}: give {' or '.join(PROGRESS)}"
         raise ConfigError(msg)
     check_at_least("steps", steps, 1)
-    at_once = {"max_latency", "depth"} & budget.as_dict().keys()
+    untimed = set() if latency else {"max_latency"}
+    at_once = {"depth", *untimed} & budget.as_dict().keys()
     if steps > 1 and at_once:
         msg = f"a budget with {min(at_once)} is met in one step: leave steps out"
         raise BudgetError(msg)
@@ -51,6 +64,7 @@ def budgets_of(
     def after(step: int) -> Budget:
         gone = PROGRESS[schedule](step / steps)
         limits = {"keep_macs": 1.0, "keep_params": 1.0, "max_memory": memory}
+        limits |= {"max_latency": latency} if latency else {}
         asked: dict[str, Any] = budget.as_dict()
         for name in limits.keys() & asked.keys():
             left = limits[name] - gone * (limits[name] - asked[name])

@@ -24,6 +24,7 @@ from prunegraph.core.weight_mask import WeightMask
 from prunegraph.evaluation.log import OutcomeLog
 from prunegraph.graph import AttentionUnit, StructureGraph, analyse, unwrap
 from prunegraph.graph.apply import unequal
+from prunegraph.graph.costs.clock import measure_latency
 from prunegraph.graph.costs.latency_budget import TOLERANCE
 from prunegraph.layerwise.recalibrate import recalibrate_on
 from prunegraph.layerwise.reconstruct import Reconstruction, drawn_samples
@@ -118,6 +119,7 @@ def prune(
         keep_at_least: from names or globs of modules to the share of their channels, those that
             they read too, that stays at least (``{"layer4.*": 0.8}``).
         steps: in how many steps; each prunes what the one before has left, by scores of its own.
+            Depth, and a latency with a method that searches, are met in one.
         schedule: how much goes in which step: ``"cubic"``, most at first, or ``"linear"``.
         between: between two steps: a function of the network and the step, from 1, which may train
             it in place, or a ``FinetuneConfig``. Nothing follows the last step.
@@ -170,7 +172,9 @@ def prune(
             attention=attention,
             progress=report,
         )
-        limits = budgets_of(graph, budget, steps, schedule)
+        timed = steps > 1 and budget.max_latency is not None and not chosen.searches
+        latency = measure_latency(unwrap(task.model), task.example_inputs).least if timed else None
+        limits = budgets_of(graph, budget, steps, schedule, latency)
         return _in_steps(way, task, graph, limits, between, checkpoint)
 
 

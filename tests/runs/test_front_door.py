@@ -13,6 +13,7 @@ from prunegraph.core.errors import BudgetError, ConfigError
 from prunegraph.data import load_dataset
 from prunegraph.methods.registry import make_method
 from prunegraph.models import build_model
+from prunegraph.runs.gradual import budgets_of
 from prunegraph.runs.target import measure_cost
 
 HALF = pg.Budget(keep_macs=0.5)
@@ -154,11 +155,34 @@ def test_the_built_in_fine_tune_runs_between_steps(
     assert tuned.report["pruned"]["score"] > plain.report["pruned"]["score"]
 
 
+@pytest.mark.parametrize(
+    ("method", "budget"),
+    [("cem", pg.Budget(max_latency=9.0)), ("l1/uniform", pg.Budget(keep_macs=0.5, depth=True))],
+)
 def test_a_limit_that_one_step_meets_takes_no_steps(
-    network: nn.Module, loader: DataLoader[Any]
+    method: str, budget: pg.Budget, network: nn.Module, loader: DataLoader[Any]
 ) -> None:
     with pytest.raises(BudgetError, match="is met in one step: leave steps out"):
-        pg.prune(network, "l1/uniform", pg.Budget(max_latency=9.0), data=loader, steps=2)
+        pg.prune(network, method, budget, data=loader, steps=2)
+
+
+def test_a_latency_falls_step_by_step(network: nn.Module, loader: DataLoader[Any]) -> None:
+    graph = pg.analyse(network, IMAGE)
+    asked = pg.Budget(max_latency=4.0)
+    limits = [item.max_latency for item in budgets_of(graph, asked, 3, "linear", 10.0)]
+    assert limits == pytest.approx([8.0, 6.0, 4.0])
+    seen: list[int] = []
+    result = pg.prune(
+        network,
+        "l1/uniform",
+        pg.Budget(keep_macs=0.5, max_latency=500.0),
+        data=loader,
+        steps=2,
+        between=lambda model, _: seen.append(measure_cost(model, IMAGE).macs),
+        reconstruct=False,
+    )
+    assert seen[0] > result.report["pruned"]["macs"]
+    assert result.report["latency_ms"]["pruned"] <= 500.0
 
 
 def test_depth_leaves_what_has_to_stay(loader: DataLoader[Any]) -> None:
