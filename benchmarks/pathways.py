@@ -35,7 +35,7 @@ from prunegraph.methods.pathways import MaskedTraining, OneMask, Pathways
 from prunegraph.methods.registry import PATHWAYS, load
 from prunegraph.models import WeightsInfo, load_weights, save_weights
 from prunegraph.runs.report.report import machine
-from prunegraph.runs.tasks import PROXY_RECIPE, SPEECH_RECIPE
+from prunegraph.runs.tasks.speech_recognition import PROXY_RECIPE, SPEECH_RECIPE
 from prunegraph.tasks.speech_recognition import SpeechRecognition, speech_recognition
 from prunegraph.tasks.whisper import whisper_recognition
 from prunegraph.training.loop import finetune

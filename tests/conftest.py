@@ -4,7 +4,7 @@ import gc
 import re
 import shutil
 import subprocess
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -15,6 +15,7 @@ from prunegraph.graph.costs import latency as latency_table
 from prunegraph.graph.costs import latency_budget as latency
 from prunegraph.graph.costs.clock import Latency
 from prunegraph.runs.report import speed
+from support import drawing
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
@@ -42,11 +43,18 @@ def shared_dir() -> Path:
     return SHARED
 
 
+@pytest.fixture(scope="session", autouse=True)
+def runs_without_figures() -> Iterator[None]:
+    """Leave out the figures of runs, where no test looks at them (``support.drawing``)."""
+    with drawing.undrawn():
+        yield
+
+
 @pytest.fixture
-def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Leave out the figures of a run, a fifth of a tiny run's time, where no test looks at them."""
-    for module in ("conclude", "report.page"):
-        monkeypatch.setattr(f"prunegraph.runs.{module}.draw", lambda findings: {})
+def drawn() -> Iterator[None]:
+    """Draw the figures of the runs of a test."""
+    with drawing.drawn():
+        yield
 
 
 @pytest.fixture

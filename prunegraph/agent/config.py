@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
+from prunegraph.core.checks import check_at_least, check_range
 from prunegraph.core.errors import ConfigError
-from prunegraph.rewards.config import check_range
 
 EPISODES_PER_UPDATE = 16
 """Masks an update."""
@@ -71,9 +71,7 @@ class PPOConfig:
                 f"temperatures {self.temperature_start} and {self.temperature_end} must be above 0"
             )
             raise ConfigError(msg)
-        if self.epochs < 1:
-            msg = f"epochs={self.epochs} must be at least 1"
-            raise ConfigError(msg)
+        check_at_least("epochs", self.epochs, 1)
 
     def temperature(self, progress: float) -> float:
         """Return the temperature at ``progress`` in [0, 1]."""

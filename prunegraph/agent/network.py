@@ -14,6 +14,7 @@ from torch_geometric.utils import scatter
 
 from prunegraph.agent.encoder import ChannelGraphEncoder
 from prunegraph.agent.threshold import join, with_features
+from prunegraph.core.checks import check_range
 from prunegraph.core.errors import ConfigError
 from prunegraph.core.masks import FloatArray
 from prunegraph.graph.features import CONTEXT_NAMES, FEATURE_NAMES, OP_FEATURE_NAMES
@@ -51,9 +52,7 @@ class NetworkConfig:
 
     def __post_init__(self) -> None:
         for name, most in (("hidden", 4096), ("layers", 64), ("heads", 4096)):
-            if not 1 <= getattr(self, name) <= most:
-                msg = f"{name}={getattr(self, name)} must lie in 1 to {most}"
-                raise ConfigError(msg)
+            check_range(name, getattr(self, name), 1, most)
         if self.hidden % self.heads:
             msg = f"heads={self.heads} must divide hidden={self.hidden}"
             raise ConfigError(msg)

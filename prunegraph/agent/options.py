@@ -4,13 +4,12 @@ from dataclasses import dataclass
 from typing import Literal
 
 from prunegraph.agent.config import EPISODES_PER_UPDATE, PPOConfig
-from prunegraph.core.errors import ConfigError
+from prunegraph.core.checks import check_at_least, check_range
 from prunegraph.rewards.config import (
     Constraint,
     Metric,
     RewardConfig,
     SelfCompetitionForm,
-    check_range,
 )
 
 MOST = 10**6
@@ -58,7 +57,4 @@ class AgentOptions:
             check_range(f"agent.{name}", getattr(self, name), 0, MOST)
         check_range("agent.learning_rate", self.learning_rate, 0.0, 1e3)
         for name, least in (("update_size", 2), ("subset", 1)):
-            value = getattr(self, name)
-            if value is not None and value < least:
-                msg = f"agent.{name}={value} must be at least {least}"
-                raise ConfigError(msg)
+            check_at_least(f"agent.{name}", getattr(self, name), least)

@@ -18,6 +18,7 @@ from prunegraph.agent.ppo import ChannelPPO
 from prunegraph.agent.surrogate import Surrogate
 from prunegraph.agent.threshold import BudgetThreshold
 from prunegraph.agent.vec_env import SelfCompetitionVecEnv, ThreadedVecEnv
+from prunegraph.core.checks import check_at_least
 from prunegraph.core.errors import ConfigError
 from prunegraph.core.files import write_bytes
 from prunegraph.core.masks import FloatArray
@@ -62,9 +63,7 @@ class AgentConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.episodes_per_update < 2:
-            msg = f"episodes_per_update={self.episodes_per_update} must be at least 2"
-            raise ConfigError(msg)
+        check_at_least("episodes_per_update", self.episodes_per_update, 2)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

@@ -18,11 +18,15 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
+    TaskProgressColumn,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
 from rich.table import Table
+
+WHOLE = 100
+"""Percents of a work whose steps are not counted."""
 
 PLAIN_INTERVAL = 10.0
 """Least seconds between two plain progress lines."""
@@ -79,15 +83,15 @@ class Console:
             sys.stdout.flush()
 
     @contextlib.contextmanager
-    def progress(self, label: str, total: int) -> Iterator[Report]:
+    def progress(self, label: str, total: int | None = None) -> Iterator[Report]:
         """Show the progress of ``total`` steps while the block runs.
 
         Args:
             label: what is being done.
-            total: number of steps.
+            total: number of steps; None = percents are told, which are complete at its end.
 
         Yields:
-            A function to call with the number of steps done and a note.
+            A function to call with the number of steps done, or the percent, and a note.
         """
         if self.plain or not self._out.is_terminal:
             plain = PlainProgress(self, label, total)
@@ -97,19 +101,21 @@ class Console:
         columns = (
             TextColumn("{task.description}"),
             BarColumn(),
-            MofNCompleteColumn(),
+            TaskProgressColumn() if total is None else MofNCompleteColumn(),
             TimeElapsedColumn(),
             TextColumn("left"),
             TimeRemainingColumn(),
             TextColumn("{task.fields[note]}"),
         )
         with Progress(*columns, console=self._out) as bar:
-            task = bar.add_task(label, total=total, note="")
+            task = bar.add_task(label, total=WHOLE if total is None else total, note="")
 
             def report(completed: float, note: str = "") -> None:
                 bar.update(task, completed=completed, note=note)
 
             yield report
+            if total is None:
+                report(WHOLE)
 
 
 Told = Callable[[int, str], None]
@@ -117,20 +123,21 @@ Told = Callable[[int, str], None]
 
 
 @contextlib.contextmanager
-def shown(progress: Told | bool, label: str, total: int) -> Iterator[Told | None]:
+def shown(progress: Told | bool, label: str, total: int | None) -> Iterator[Told | None]:
     """Yield a function that shows progress: a user's own, or on a terminal, if it is wanted, a bar.
 
     Args:
         progress: a function, which is yielded as it is; or whether a terminal shows a bar.
         label: what is being done.
-        total: number of steps; 0 = it cannot be told.
+        total: number of steps; 0 = it cannot be told; None = percents are told.
     """
     if not isinstance(progress, bool):
         yield progress
     elif progress and sys.stdout.isatty():
-        with Console().progress(label, total or 1) as report:
+        steps = 1 if total == 0 else total
+        with Console().progress(label, steps) as report:
             yield lambda completed, note: report(completed, note)
-            report(total or 1, "done")
+            report(WHOLE if steps is None else steps, "done")
     else:
         yield None
 
@@ -141,13 +148,14 @@ class PlainProgress:
     Args:
         console: where to print.
         label: what is being done.
-        total: number of steps.
+        total: number of steps; None = percents are told.
     """
 
-    def __init__(self, console: Console, label: str, total: int) -> None:
+    def __init__(self, console: Console, label: str, total: int | None) -> None:
         self._console = console
         self._label = label
-        self._total = total
+        self._total = WHOLE if total is None else total
+        self._unit = " %" if total is None else f"/{total}"
         self._started = time.monotonic()
         self._printed = self._started
         self._anchor: tuple[float, float] | None = None  # steps and time to count the speed from
@@ -167,6 +175,8 @@ class PlainProgress:
 
     def end(self) -> None:
         """Print where the work ended, if that is not what was printed last."""
+        if self._unit == " %" and (self._told or (0, ""))[0] < self._total:
+            self._told = (self._total, "")
         if self._told is not None and self._told != self._shown:
             self._print(time.monotonic(), *self._told, left="")
 
@@ -181,7 +191,7 @@ class PlainProgress:
         self._printed, self._shown = now, (completed, note)
         elapsed = seconds_in_words(now - self._started)
         done = f"{math.floor(10 * completed) / 10:g}"  # never a step too many
-        words = (f"{self._label}: {done}/{self._total}", elapsed, left, note)
+        words = (f"{self._label}: {done}{self._unit}", elapsed, left, note)
         self._console.say(", ".join(filter(None, words)))
 
 

@@ -9,7 +9,7 @@ from prunegraph.core.errors import BudgetError
 MOST_IN_A_GROUP = 1024
 """Weights of a group of an n:m pattern; hardware knows 4, 8 and 16."""
 
-PatternKind = Literal["unstructured", "n:m", "rows", "columns"]
+PatternKind = Literal["unstructured", "n:m", "columns"]
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class Pattern:
 
     Attributes:
         kind: ``"unstructured"``: anywhere. ``"n:m"``: of each m consecutive weights of a row n
-            stay. ``"rows"``, ``"columns"``: whole outputs, or inputs, of a layer are zero.
+            stay. ``"columns"``: whole inputs of a layer are zero.
         num_kept: n of ``"n:m"``, else 0.
         group: m of ``"n:m"``, else 0.
     """
@@ -40,17 +40,17 @@ class Pattern:
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Return the pattern that ``str`` writes, as ``"unstructured"``, ``"2:4"``, ``"rows"``.
+        """Return the pattern that ``str`` writes, as ``"unstructured"``, ``"2:4"``, ``"columns"``.
 
         Raises:
             BudgetError: it is none.
         """
-        if text in ("unstructured", "rows", "columns"):
+        if text in ("unstructured", "columns"):
             return cls(text)  # type: ignore[arg-type]  # one of the literals
         found = re.fullmatch(r"([0-9]{1,6}):([0-9]{1,6})", text) if isinstance(text, str) else None
         if found is None:
             msg = (
-                f"pattern={text!r} is none: give unstructured, rows, columns, or n:m where n of "
+                f"pattern={text!r} is none: give unstructured, columns, or n:m where n of "
                 "each m weights stay, as 2:4"
             )
             raise BudgetError(msg)

@@ -2,8 +2,8 @@
 
 import math
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple, Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -195,3 +195,9 @@ class Task(Protocol):
     def batches(self, split: Split, size: int, *, seed: int | None = None) -> Iterator[Batch]:
         """Yield the split's batches of ``size`` samples, shuffled by a seed if one is given."""
         ...
+
+
+def with_parts(task: Task, **parts: Any) -> Task:
+    """Return a task of another ``model``, or with other samples to ``train`` on."""
+    changed: Task = replace(cast(Any, task), **parts)
+    return changed

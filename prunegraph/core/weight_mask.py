@@ -67,7 +67,7 @@ class WeightMask:
     @functools.cached_property
     def num_kept(self) -> int:
         """Number of weights that stay."""
-        return sum(int(bits.sum()) for bits in self.keep.values())
+        return sum(int(bits.count_nonzero()) for bits in self.keep.values())
 
     @property
     def density(self) -> float:
@@ -87,7 +87,7 @@ class WeightMask:
     @property
     def densities(self) -> dict[str, float]:
         """Share of the weights that stay, by parameter."""
-        return {name: int(bits.sum()) / bits.numel() for name, bits in self.keep.items()}
+        return {name: int(bits.count_nonzero()) / bits.numel() for name, bits in self.keep.items()}
 
     def digest(self) -> str:
         """Return 16 hex digits that name the mask: its bits, names, shapes and pattern."""
@@ -114,7 +114,9 @@ class WeightMask:
         if shapes != {name: bits.shape for name, bits in other.keep.items()}:
             msg = "the masks belong to different networks: their names or shapes differ"
             raise MaskError(msg)
-        return sum(int((bits & other.keep[name]).sum()) for name, bits in self.keep.items())
+        return sum(
+            int((bits & other.keep[name]).count_nonzero()) for name, bits in self.keep.items()
+        )
 
     def apply(self, model: Network) -> Network:
         """Return a copy of a network with zeros in place; the network stays as it is.

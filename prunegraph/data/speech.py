@@ -111,19 +111,17 @@ class Utterances:
     ``lengths`` ``[b]`` frames; ``targets`` ``[b, u]`` tokens, blank behind the end;
     ``target_lengths`` ``[b]``; ``languages`` ``[b]``.
 
-    Augmentation draws other clips of the same speaker, where ``redraw``, and stretches and hides
+    Augmentation draws other clips of the same speaker, and stretches and hides
     parts of time and frequency, where ``distort``.
 
     Attributes:
         clips: what they are made of.
         parts: the clips of each utterance.
-        redraw: draw other clips in training.
         distort: change time and frequency in training.
     """
 
     clips: Clips
     parts: Sequence[tuple[int, ...]]
-    redraw: bool = True
     distort: bool = True
     digest: str = field(default="")
 
@@ -144,7 +142,7 @@ class Utterances:
         """Return a batch; see the class."""
         features, targets = [], []
         for part in [self.parts[at] for at in index.tolist()]:
-            if augment is not None and self.redraw:
+            if augment is not None:
                 part = self._other(part, augment)  # its place is the same
             whole = torch.cat([self.clips.features[clip].float() for clip in part])
             if augment is not None and self.distort:

@@ -6,8 +6,9 @@ from typing import get_args
 import numpy as np
 
 from prunegraph.core.budget import Budget
+from prunegraph.core.checks import check_at_least, check_choice
 from prunegraph.core.errors import ConfigError
-from prunegraph.rewards.config import Metric, check_choice
+from prunegraph.rewards.config import Metric
 
 _TASK_ORDER, _EPISODE, _SUBSET = range(3)  # streams of random numbers that must not coincide
 
@@ -46,13 +47,9 @@ class EnvConfig:
     def __post_init__(self) -> None:
         check_choice("metric", self.metric, get_args(Metric))
         for name in ("subset_size", "episodes_per_subset", "episodes_per_pair", "episode_stride"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                msg = f"{name}={value} must be at least 1"
-                raise ConfigError(msg)
-        if min(self.seed, self.first_episode) < 0:
-            msg = f"seed={self.seed} and first_episode={self.first_episode} must not be negative"
-            raise ConfigError(msg)
+            check_at_least(name, getattr(self, name), 1)
+        check_at_least("seed", self.seed, 0)
+        check_at_least("first_episode", self.first_episode, 0)
         if self.budgets is not None and len(set(self.budgets)) != max(len(self.budgets), 1):
             msg = f"budgets={self.budgets} must hold at least one budget, each once"
             raise ConfigError(msg)

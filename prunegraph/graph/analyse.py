@@ -5,8 +5,10 @@ import itertools
 import math
 import random
 import re
-from collections.abc import Iterator, Mapping
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from typing import Any, cast, get_args
 
@@ -39,6 +41,7 @@ from prunegraph.graph.trace.recording import Recording
 from prunegraph.graph.trace.training_layers import (
     join_siblings,
     join_training,
+    layers_not_run,
     unread_weights,
     unused_weights,
 )
@@ -226,29 +229,29 @@ def _to_be_run(model: nn.Module) -> nn.Module:
 
 
 def _record_all(
-    model: nn.Module, example_inputs: ExampleInputs, attention: AttentionUnit
+    model: nn.Module, examples: Sequence[ExampleInputs], attention: AttentionUnit
 ) -> LabelRecorder:
     """Record the forward in eval mode, and where it leaves something out, in training mode too."""
     rules: Mapping[str, Rule] = RULES
-    recorder = _record(model, example_inputs, attention, rules)
+    recorder = _record(model, examples, attention, rules)
     if recorder.recording.computed:
         custom_rules = rules_for(recorder.recording.computed)
-        again = _record(model, example_inputs, attention, custom_rules)
+        again = _record(model, examples, attention, custom_rules)
         if again.recording.computed < recorder.recording.computed:
             recorder, rules = again, custom_rules
     copies = copies_for_heads(recorder.recording) if attention == "head" else set()
     if copies:
         rules = heads_of_copies(rules, copies)
-        recorder = _record(model, example_inputs, attention, rules)
+        recorder = _record(model, examples, attention, rules)
     _check_followed(recorder.recording)
     unread = unread_weights(recorder.recording)
     if unread or unused_weights(model, recorder.recording):
         with contextlib.suppress(ModelError, *ERRORS):  # it may need targets, or more examples
             copied = copy_network(model)  # in training a forward may change weights
-            training = _record(copied, example_inputs, attention, rules, training=True)
+            training = _record(copied, examples, attention, rules, training=True)
             if computed := training.recording.computed - recorder.recording.computed:
                 rules = rules_for(computed | recorder.recording.computed)  # NoisyNet's, say
-                training = _record(copied, example_inputs, attention, rules, training=True)
+                training = _record(copied, examples, attention, rules, training=True)
             join_training(recorder.recording, training.recording, unread)
     if unused_weights(model, recorder.recording):
         join_siblings(model, recorder.recording)
@@ -273,21 +276,51 @@ def _check_followed(recording: Recording) -> None:
 
 def _record(
     model: nn.Module,
-    example_inputs: ExampleInputs,
+    examples: Sequence[ExampleInputs],
     attention: AttentionUnit,
     rules: Mapping[str, Rule],
     *,
     training: bool = False,
 ) -> LabelRecorder:
+    """Record the forward of each example; the multiply-adds are those of the first."""
     recorder = LabelRecorder(model, rules, by_width=attention == "width")
+    with evaluation_mode(model, training=training):
+        first, *others = examples
+        outputs = [_record_forward(recorder, model, first)]
+        number = len(recorder.recording.ops)
+        outputs += [_record_forward(recorder, model, other) for other in others]
+        recorder.recording.ops[number:] = [
+            replace(op, macs_coefficient=0.0) for op in recorder.recording.ops[number:]
+        ]
+    cause = FrozenOp(op="output", module="", reason=MODEL_OUTPUT)
+    for output in outputs:
+        labelled = [recorder.labels_of(tensor) for tensor in tensors_in(output)]
+        recorder.recording.outputs += labelled
+        for number, labels in enumerate(labelled):
+            state = returned_state(recorder.recording, labels, model) if number else None
+            recorder.store.freeze(labels, state or cause, expected=state is None)
+        recorder.recording.note_positions(tensors_in(output), cause)
+    recorder.recording.resolve_parts_of_axes()
+    recorder.recording.resolve_splits()
+    recorder.recording.resolve_stacks()
+    recorder.recording.resolve_parts()
+    resolve_recurrent(model, recorder.recording)
+    recorder.recording.resolve_constants()
+    return recorder
+
+
+def _record_forward(
+    recorder: LabelRecorder, model: nn.Module, example_inputs: ExampleInputs
+) -> Any:
+    """Run and record one forward; return its output."""
     example_inputs = fresh(example_inputs)
     cause = FrozenOp(op="input", module="", reason=MODEL_INPUT)
     for tensor in tensors_in(example_inputs):
         recorder.lifetimes.add_input(tensor)
         recorder.set_labels(tensor, recorder.store.frozen(cause, tensor.shape, expected=True))
     try:
-        with evaluation_mode(model, training=training), recorder.recorded():
-            output = call_forward(model, example_inputs)
+        with recorder.recorded():
+            return call_forward(model, example_inputs)
     except PruneGraphError:
         raise
     except Exception as error:  # a user's forward may raise anything
@@ -310,19 +343,6 @@ def _record(
             "(on the command line: by --dataset)"
         )
         raise ModelError(msg) from error
-    cause = FrozenOp(op="output", module="", reason=MODEL_OUTPUT)
-    recorder.recording.outputs += map(recorder.labels_of, tensors_in(output))
-    for number, labels in enumerate(recorder.recording.outputs):
-        state = returned_state(recorder.recording, labels, model) if number else None
-        recorder.store.freeze(labels, state or cause, expected=state is None)
-    recorder.recording.note_positions(tensors_in(output), cause)
-    recorder.recording.resolve_parts_of_axes()
-    recorder.recording.resolve_splits()
-    recorder.recording.resolve_stacks()
-    recorder.recording.resolve_parts()
-    resolve_recurrent(model, recorder.recording)
-    recorder.recording.resolve_constants()
-    return recorder
 
 
 def cast_inputs(example_inputs: ExampleInputs, dtype: torch.dtype | None) -> ExampleInputs:
@@ -335,12 +355,12 @@ def cast_inputs(example_inputs: ExampleInputs, dtype: torch.dtype | None) -> Exa
     return cast
 
 
-def runner(example_inputs: ExampleInputs) -> Forward:
-    """Return what calls a network on the inputs."""
+def runner(*examples: ExampleInputs) -> Forward:
+    """Return what calls a network on each of the inputs."""
 
     def run(network: nn.Module, dtype: torch.dtype | None, *, seed: int = 0) -> Any:
         with repeatable(network, seed):
-            return call_forward(network, cast_inputs(fresh(example_inputs), dtype))
+            return [call_forward(network, cast_inputs(fresh(each), dtype)) for each in examples]
 
     return run
 
@@ -363,16 +383,21 @@ def analyse(
     model: nn.Module,
     example_inputs: ExampleInputs,
     *,
+    others: Sequence[ExampleInputs] = (),
     trial: bool = True,
     attention: AttentionUnit = "head",
 ) -> StructureGraph:
     """Run the forward once and return what can be pruned.
+
+    Layers that no example runs are told of in a warning (``StructureGraph.not_run``).
 
     The model is left as it was: parameters, buffers, hooks and training flags.
 
     Args:
         model: any eager network; DDP and torch.compile wrappers are taken off.
         example_inputs: what its forward takes: a tensor, a tuple, or a dict of keyword arguments.
+        others: inputs whose forwards take other branches, so that their layers are pruned along;
+            costs are those of ``example_inputs`` alone.
         trial: prune every unit, in rounds, and compare with the zero-masked network; units that
             the forward cannot lose (literal sizes) are frozen with the reason.
         attention: what a class of attention is: a whole head, or one position of the width of all
@@ -388,7 +413,7 @@ def analyse(
     _check_finite(model)
     model = _to_be_run(model)
     with state_kept(model), repeatable(model):
-        recorder = _record_all(model, example_inputs, attention)
+        recorder = _record_all(model, [example_inputs, *others], attention)
     fixes = Fixes(model, recorder.recording, attention)
     if not trial:
         graph = fixes.builder().build()
@@ -396,7 +421,7 @@ def analyse(
         with evaluation_mode(model):
             with state_kept(model):
                 example_inputs = _to_prove_on(model, recorder, example_inputs)
-            run = runner(example_inputs)
+            run = runner(example_inputs, *others)
             check_copies(model, run)
             graph = fixes.resolve(run)
     if not graph.free.any():
@@ -406,4 +431,11 @@ def analyse(
             "a prunable network has a convolution or linear layer that feeds another"
         )
         raise ModelError(msg)
+    graph = replace(graph, not_run=layers_not_run(model, recorder.recording, graph))
+    if graph.not_run:
+        msg = (
+            f"no example runs {', '.join(graph.not_run)}, which may read channels that are pruned: "
+            "give others=[inputs that do], exclude what feeds them, or take them off"
+        )
+        warnings.warn(msg, stacklevel=2)
     return graph

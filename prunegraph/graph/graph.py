@@ -176,6 +176,7 @@ class StructureGraph:
         origin: fingerprint of the structure as it was analysed, where a choice changed it.
         leaving: modules that leave with the last of their units (``with_depth``).
         numbered: attributes that number blocks, and the modules that have them.
+        not_run: layers that no example ran, and that may read channels which can leave.
     """
 
     num_units: int
@@ -198,6 +199,7 @@ class StructureGraph:
     origin: str | None = None
     leaving: tuple[Leaving, ...] = ()
     numbered: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    not_run: tuple[str, ...] = ()
 
     @cached_property
     def dense_cost(self) -> Cost:

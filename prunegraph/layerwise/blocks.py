@@ -5,7 +5,6 @@ memory at a time, and the hidden states of the calibration data. A walk that was
 at the next block.
 """
 
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -63,7 +62,7 @@ class BlockWalk:
         blocks: glob of the names of blocks; default: see ``find_segments``.
         folder: where finished blocks are kept; None: nowhere.
         identity: what names the walk; a folder of another one is refused.
-        progress: called with the number of finished blocks, of all, and the seconds left.
+        progress: called with the number of finished blocks, and of all.
     """
 
     def __init__(
@@ -76,7 +75,7 @@ class BlockWalk:
         blocks: str | None = None,
         folder: Path | None = None,
         identity: Mapping[str, Any] | None = None,
-        progress: Callable[[int, int, float], None] | None = None,
+        progress: Callable[[int, int], None] | None = None,
     ) -> None:
         self.model, self.weights, self.batches = model, weights, batches
         self._forward, self._blocks, self._progress = forward, blocks, progress
@@ -99,13 +98,11 @@ class BlockWalk:
             lambda: self._run(self.model, self.batches[0]),
             blocks=self._blocks,
         )
-        total, started, done = sum(len(segment.blocks) for segment in segments), time.monotonic(), 0
-        resumed = 0
+        total, done = sum(len(segment.blocks) for segment in segments), 0
         for segment in [*segments, None]:
             for names, hessians in self._measured(segment, done):
                 if hessians is None:
                     self._load(done, names)
-                    resumed += 1
                 else:
                     self._change(names, hessians, change)
                     self._save(done, names)
@@ -113,8 +110,7 @@ class BlockWalk:
                 return_freed_memory()  # masks that stay lie between what has gone
                 done += 1
                 if self._progress is not None:
-                    each = (time.monotonic() - started) / max(done - resumed, 1)
-                    self._progress(min(done, total), total, each * max(total - done, 0))
+                    self._progress(min(done, total), total)
         self.unseen = [name for name in self.weights if name not in self._keep]
         self._change(self.unseen, {}, change)
         return self._keep

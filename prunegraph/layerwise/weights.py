@@ -143,5 +143,4 @@ def _follows(keep: Tensor, pattern: Pattern) -> bool:
         return bool((keep.reshape(-1, pattern.group).sum(1) == pattern.num_kept).all())
     if pattern.kind == "unstructured":
         return True
-    first = keep[:, :1] if pattern.kind == "rows" else keep[:1]
-    return bool((keep == first).all())
+    return bool((keep == keep[:1]).all())

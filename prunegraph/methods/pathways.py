@@ -8,21 +8,21 @@ By absolute values alone all languages would choose the same mask, since they sh
 The controls train alike, with equally many steps, and differ in their masks alone.
 """
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
-from typing import Any, ClassVar, Literal, cast
+from typing import Any, ClassVar, Literal, cast, get_args
 
 import torch
 
-from prunegraph.core.errors import BudgetError, ConfigError
+from prunegraph.core.checks import check_at_least, check_choice
+from prunegraph.core.errors import ConfigError
 from prunegraph.core.splits import TrainSplit
-from prunegraph.core.task import Task
+from prunegraph.core.task import Task, with_parts
 from prunegraph.core.weight_mask import GroupedMask, WeightMask
 from prunegraph.graph import copy_network, unwrap
-from prunegraph.layerwise.weights import prunable_weights
-from prunegraph.methods.method import Kind, Problem, Result, Role
-from prunegraph.methods.obs.choose import check_weights
+from prunegraph.methods.method import Problem, Result, Role
+from prunegraph.methods.weights import TrainedWeights
 from prunegraph.training.loop import FinetuneConfig, FinetuneResult, finetune
 from prunegraph.training.masked import MaskPlan, agreement, dense_mask, least_mask
 from prunegraph.training.schedules import Cubic
@@ -34,7 +34,7 @@ Start = Literal["one", "magnitude", "random"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class MaskedTraining(ABC):
+class MaskedTraining(TrainedWeights):
     """A network that trains on batches of one language each, while weights go.
 
     Attributes:
@@ -44,12 +44,6 @@ class MaskedTraining(ABC):
         every: masks are chosen anew in every so many steps, until three quarters of all.
     """
 
-    name: ClassVar[str]
-    role: ClassVar[Role] = "baseline"
-    kind: ClassVar[Kind] = "weights"
-    searches: ClassVar[bool] = False
-    per_seed: ClassVar[bool] = True
-
     epochs: int = 8
     batch_size: int = 32
     lr: float = 2e-3
@@ -57,9 +51,7 @@ class MaskedTraining(ABC):
 
     def __post_init__(self) -> None:
         for name in ("epochs", "every"):
-            if getattr(self, name) < 1:
-                msg = f"{name}={getattr(self, name)} must be at least 1"
-                raise ConfigError(msg)
+            check_at_least(name, getattr(self, name), 1)
 
     @property
     def joint_epochs(self) -> int:
@@ -78,26 +70,13 @@ class MaskedTraining(ABC):
                 there are.
             ConfigError: batches of the task have no language.
         """
-        model, budget = unwrap(problem.task.model), problem.budget
-        weights = prunable_weights(model)
-        if check_weights(weights, budget).kind != "unstructured" or budget.sparsity is None:
-            msg = f"{self.name} prunes single weights of all layers: give a sparsity, no pattern"
-            raise BudgetError(msg)
+        super().check(problem)
         if not hasattr(problem.task, "group_of"):
             msg = (
                 f"{self.name} needs batches that know their language, {problem.task.name} has "
                 "none: give a task of speech_recognition"
             )
             raise ConfigError(msg)
-        held = dict(model.named_parameters(remove_duplicate=False))
-        zeros = sum(int((held[name] == 0.0).sum()) for name in weights)
-        share = zeros / sum(weight.size for weight in weights.values())
-        if share > budget.sparsity:
-            msg = (
-                f"{share:.1%} of the weights of {problem.task.name} are zero already, "
-                f"sparsity={budget.sparsity} asks for fewer: give a higher one"
-            )
-            raise BudgetError(msg)
 
     def prune(self, problem: Problem) -> Result:
         """Train, with as many weights for each language as were asked for, exactly."""
@@ -191,12 +170,8 @@ class Pathways(MaskedTraining):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0.0 <= self.emphasis < float("inf"):
-            msg = f"emphasis={self.emphasis} must be at least 0"
-            raise ConfigError(msg)
-        if self.start not in ("one", "magnitude", "random"):
-            msg = f"start={self.start!r} is none of one, magnitude, random"
-            raise ConfigError(msg)
+        check_at_least("emphasis", self.emphasis, 0)
+        check_choice("start", self.start, get_args(Start))
         if self.start != "one" and not self.reselect:
             msg = f"start={self.start} begins at the final sparsity: give reselect as well"
             raise ConfigError(msg)
@@ -258,7 +233,7 @@ def masks_by_magnitude(method: MaskedTraining, problem: Problem) -> dict[str, We
     )
     found = {}
     for name, train in languages_of(task).items():
-        own: Task = replace(cast(Any, task), train=train)
+        own = with_parts(task, train=train)
         network, plan = copy_network(unwrap(task.model)), search.rising(own, sparsity)
         trained = search._train(problem, network, own, plan, f"{method.name}-{name}")
         found[name] = next(iter(trained.masks.values()))

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from prunegraph.core.errors import ConfigError
+from prunegraph.core.checks import check_choice, check_range
 
 SelfCompetitionForm = Literal["best", "ema", "accuracy"]
 Metric = Literal["accuracy", "soft_accuracy", "kl"]
@@ -57,17 +57,3 @@ class RewardConfig:
         check_range("multiplier_step", self.multiplier_step, 0.0, 1e6)
         check_range("multiplier_period", self.multiplier_period, 1, 10**6)
         check_range("overshoot_tolerance", self.overshoot_tolerance, 0.0, 1.0)
-
-
-def check_choice(name: str, value: str, valid: tuple[str, ...]) -> None:
-    """Raise ConfigError for a value that is none of ``valid``."""
-    if value not in valid:
-        msg = f"{name}={value!r} is not one of {', '.join(valid)}"
-        raise ConfigError(msg)
-
-
-def check_range(name: str, value: float, low: float, high: float) -> None:
-    """Raise ConfigError for a value outside of [low, high], or NaN."""
-    if not low <= value <= high:
-        msg = f"{name}={value} must lie in [{low:g}, {high:g}]"
-        raise ConfigError(msg)

@@ -25,8 +25,9 @@ from prunegraph.models import WeightsInfo, weights_info
 from prunegraph.runs.context import RunContext
 from prunegraph.runs.folder import RunFolder, open_run
 from prunegraph.runs.options.config import NetworkConfig, TrainConfig
-from prunegraph.runs.prepare import load_classifier, load_images
+from prunegraph.runs.prepare import load_images
 from prunegraph.runs.target import Target
+from prunegraph.runs.tasks import image_classification
 
 CHECKPOINT = "catalogue.safetensors"
 
@@ -75,7 +76,7 @@ class Catalogue:
         key = (info.dataset, info.mean, info.std, info.extra.get("image_size"))
         if key not in self._datasets:
             self._datasets[key] = load_images(config, info)
-        return load_classifier(config, dataset=self._datasets[key])
+        return image_classification.load(config, dataset=self._datasets[key])
 
 
 def load_subjects(

@@ -7,10 +7,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from prunegraph.agent.adapt import NUM_DECISION_NETWORKS
-from prunegraph.agent.method import AgentSearch, AppliedPolicy, Sampler
-from prunegraph.agent.policies import save_policy
-from prunegraph.agent.search import train_policy
 from prunegraph.artefacts.masked import StoredMask
 from prunegraph.artefacts.pruned import StoredChannels
 from prunegraph.core.console import Console
@@ -24,7 +20,7 @@ from prunegraph.graph import unwrap
 from prunegraph.layerwise.recalibrate import recalibrate_on
 from prunegraph.methods.controls import CONTROL_CRITERIA, WidthsControl
 from prunegraph.methods.method import Method, Result
-from prunegraph.methods.registry import baseline_names, make_method, unknown_method
+from prunegraph.methods.registry import CLASSES, baseline_names, load, make_method, unknown_method
 from prunegraph.runs.context import Mask, RunContext
 from prunegraph.runs.finetune import save_network
 from prunegraph.runs.folder import RunFolder
@@ -33,7 +29,15 @@ from prunegraph.runs.options.fields import with_options
 from prunegraph.runs.options.methods import check_named, options_of
 from prunegraph.runs.options.tasks import TaskOptions
 from prunegraph.runs.parallel.jobs import Batch, Jobs, Workplace
-from prunegraph.runs.plan import Plan, applied_policy, beside, is_family, policy_row, searches
+from prunegraph.runs.plan import (
+    Plan,
+    applied_policy,
+    beside,
+    is_family,
+    is_policy,
+    policy_row,
+    searches,
+)
 from prunegraph.runs.report.verdict import AGENT, SAMPLER, is_rival
 from prunegraph.runs.store import Candidate, CandidateStore
 
@@ -64,11 +68,12 @@ def method_of(options: PruningOptions, name: str) -> Method:
     if isinstance(options, SearchOptions):
         search: dict[str, Any] = {"options": options.agent, "shares": options.budgets}
         if name in (AGENT, SAMPLER):
-            kind = AgentSearch if name == AGENT else Sampler
-            return kind(**search, policy=options.policy)
+            method: Method = load(CLASSES[name])(**search, policy=options.policy)
+            return method
     applied = applied_policy(options) or getattr(options, "policy", None)
     if applied is not None and name == policy_row(applied):
-        return AppliedPolicy(applied, label=applied.name)
+        policy: Method = load("agent.method:AppliedPolicy")(applied, label=applied.name)
+        return policy
     given = options.method_options if isinstance(options, TaskOptions) else ()
     method, own = make_method(name), options_of(given, name)
     if isinstance(options, PruneConfig) and name in beside(options):  # of the same recipe
@@ -93,8 +98,8 @@ def check_methods(plan: Plan, contexts: Sequence[RunContext], networks: int) -> 
         check_named(options.method_options, plan.methods)
     problems = [each.measures.untimed_problem(each.budget, networks) for each in contexts]
     for name in plan.methods:
-        method = method_of(options, name)
-        if isinstance(method, AgentSearch):
+        method: Any = method_of(options, name)
+        if is_family(name):
             options.budget().check_channels()
             method.check_family(problems)
             continue
@@ -170,20 +175,20 @@ def choose_job(
     method = method_of(context.options, name)
     options = context.options
     networks = options.networks if isinstance(options, SearchOptions) else 0
-    if isinstance(method, AgentSearch):
+    if is_family(name):
         return _search(place, method, networks, seed)
     try:
-        if isinstance(method, AppliedPolicy):
-            with place.console.progress("decide", NUM_DECISION_NETWORKS) as report:
+        if is_policy(name):
+            total = load("agent.adapt:NUM_DECISION_NETWORKS")
+            with place.console.progress("decide", total) as report:
                 found, details = run_method(context, folder, method, seed=seed, progress=report)
-                report(NUM_DECISION_NETWORKS)  # some priors led to one mask
+                report(total)  # some priors led to one mask
             return Choice(candidates=(found,), record=_decision(details))
         if _changes_weights(method):
-            with place.console.progress(f"{name}, seed {seed}, percent", 100) as report:
+            with place.console.progress(f"{name}, seed {seed}") as report:
                 found, _ = run_method(
                     context, folder, method, seed=seed, networks=networks, progress=report
                 )
-                report(100)
             return Choice(candidates=(found,))
         if not searches(name):
             found, _ = run_method(context, folder, method, seed=seed, networks=networks)
@@ -288,7 +293,7 @@ def store_network(context: RunContext, where: Path, result: Result) -> Mask:
     return StoredMask(where=where, name=mask.digest(), sparsity=mask.sparsity, weights=changed)
 
 
-def _search(place: Workplace, method: AgentSearch, networks: int, seed: int) -> Choice:
+def _search(place: Workplace, method: Any, networks: int, seed: int) -> Choice:
     """Search on all networks of a workplace, with one policy."""
     folder, name = place.folders[0], method.name
     total = networks * len(place.contexts)
@@ -303,7 +308,7 @@ def _search(place: Workplace, method: AgentSearch, networks: int, seed: int) -> 
             )
             for context in place.contexts
         ]
-        found = train_policy(
+        found = load("agent.search:train_policy")(
             problems,
             method.options,
             shares=method.shares,
@@ -311,7 +316,7 @@ def _search(place: Workplace, method: AgentSearch, networks: int, seed: int) -> 
             pool=place.pool,
             events=folder.events(f"{name}-{seed}"),
         )
-    save_policy(folder.search(name, seed), found.policy)
+    load("agent.policies:save_policy")(folder.search(name, seed), found.policy)
     return Choice(
         candidates=tuple(
             Candidate(

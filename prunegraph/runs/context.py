@@ -4,7 +4,7 @@ import dataclasses
 import math
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import nn
@@ -15,7 +15,7 @@ from prunegraph.core.budget import Budget
 from prunegraph.core.errors import ModelError
 from prunegraph.core.masks import ChannelMask
 from prunegraph.core.splits import Split, TrainSplit
-from prunegraph.core.task import Task
+from prunegraph.core.task import Task, with_parts
 from prunegraph.evaluation.evaluator import Evaluator
 from prunegraph.methods.context import Context
 from prunegraph.runs.options.config import PruningOptions, SearchOptions
@@ -111,7 +111,7 @@ class RunContext:
         if not self.options.finetune_on_search or task.search is None:
             return task
         train = TrainSplit(task.train.source, torch.cat([task.train.index, task.search.index]))
-        return with_train(task, train)
+        return with_parts(task, train=train)
 
     @property
     def teacher(self) -> nn.Module | None:
@@ -170,9 +170,3 @@ class RunContext:
     @property
     def _worst(self) -> float:
         return 0.0 if self.target.task.higher_is_better else -MOST
-
-
-def with_train(task: Task, train: TrainSplit) -> Task:
-    """Return a task with other samples to train on."""
-    changed: Task = dataclasses.replace(cast(Any, task), train=train)
-    return changed

@@ -1,12 +1,11 @@
 """``prunegraph export``: the pruned network of a run as a file for other programs."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-import torch
 from torch import nn
 
 from prunegraph.artefacts.export import export, export_recipe
@@ -21,18 +20,15 @@ from prunegraph.artefacts.pruned import (
 from prunegraph.artefacts.sparse import save_sparse
 from prunegraph.core.console import Console
 from prunegraph.core.errors import ArtefactError, ConfigError
-from prunegraph.graph import ExampleInputs
-from prunegraph.models import load_encoder, load_pretrained
-from prunegraph.models.embedded_language import build_embedded
 from prunegraph.runs.folder import RunFolder
 from prunegraph.runs.options.checks import check_trusted
+from prunegraph.runs.options.tasks import IMAGES
 from prunegraph.runs.options.tools import ExportConfig
 from prunegraph.runs.options.yaml_file import read_yaml
 from prunegraph.runs.parallel.machine import resolve_device
-from prunegraph.runs.prepare import build_dense
 from prunegraph.runs.report.page import pruned_folder
 from prunegraph.runs.report.report import read_report
-from prunegraph.runs.tasks import recogniser_of
+from prunegraph.runs.tasks.registry import TASKS, kind_of_saved
 
 FILE_NAMES = {
     "onnx": "pruned.onnx",
@@ -51,7 +47,7 @@ def run_export(config: ExportConfig, console: Console) -> dict[str, Any]:
     resolve_device(config.device)
     path = _path(config)
     saved = of_language(read_run(config.run, config.arch), config.language)
-    info, example = saved.info, _example(saved.info, config.seed)
+    info, example = saved.info, kind_of_saved(saved.info).example(saved.info, config.seed)
     inputs = input_details(info)
     files = [path]
     if config.format == "sparse":
@@ -107,16 +103,6 @@ def of_language(
         raise ConfigError(msg)
     mask = saved.mask.groups[language]
     return MaskedNetwork(model=mask.apply(saved.model), mask=mask, info=saved.info)
-
-
-def _example(info: PrunedInfo, seed: int) -> ExampleInputs:
-    """Return inputs of a network: token numbers where it reads texts, else random numbers."""
-    if info.extra.get("task") == "speech_recognition":
-        features = torch.randn(info.example_shape, generator=torch.Generator().manual_seed(seed))
-        return features, torch.tensor([info.example_shape[1]])
-    if info.extra.get("task") in LOADERS:
-        return torch.zeros(info.example_shape, dtype=torch.int64)
-    return torch.randn(info.example_shape, generator=torch.Generator().manual_seed(seed))
 
 
 def input_details(info: PrunedInfo) -> dict[str, Any]:
@@ -183,7 +169,7 @@ def read_run(run: Path, trusted: str | None) -> PrunedNetwork | MaskedNetwork:
     check_trusted(info.arch, trusted, artefact_paths(where)[0])
     if bits_path(where).is_file():
         return load_masked(where, _builder(run, where, info))
-    return load_pruned(where, _builder(run, None, info), _example(info, 0))
+    return load_pruned(where, _builder(run, None, info), kind_of_saved(info).example(info, 0))
 
 
 def _builder(run: Path, folder: Path | None, info: PrunedInfo) -> Callable[[], nn.Module]:
@@ -194,10 +180,9 @@ def _builder(run: Path, folder: Path | None, info: PrunedInfo) -> Callable[[], n
         folder: a network of transformers with zeros in place; None: the run's options name it.
         info: the network's record.
     """
-    load = LOADERS.get(str(info.extra.get("task")))
-    if load is None:
-        return partial(build_dense, info)
-    return partial(load, folder or _dense_folder(run), info)
+    kind = kind_of_saved(info)
+    of_images = kind is TASKS[IMAGES]  # whose names say how they are built
+    return partial(kind.build, None if of_images else folder or _dense_folder(run), info)
 
 
 def _dense_folder(run: Path) -> Path | None:
@@ -213,35 +198,6 @@ def _dense_folder(run: Path) -> Path | None:
             return None if weights is None else Path(str(weights))
     msg = f"{run} lies in no run folder, whose {RunFolder.CONFIG} names the dense network: name one"
     raise ArtefactError(msg)
-
-
-def _language_model(folder: Path | None, info: PrunedInfo) -> nn.Module:
-    """Return a causal language model, which keeps nothing between two calls."""
-    del info
-    model = build_embedded() if folder is None else load_pretrained(folder)
-    cast(Any, model).config.use_cache = False
-    return model
-
-
-def _sentence_classifier(folder: Path | None, info: PrunedInfo) -> nn.Module:
-    """Return the classifier of sequences of a folder of transformers."""
-    assert folder is not None  # there is no embedded one
-    return load_encoder(folder, info.num_classes, 0)[0]
-
-
-def _recogniser(folder: Path | None, info: PrunedInfo) -> nn.Module:
-    """Return the network of a folder of Whisper, else a small recogniser with fresh weights."""
-    if folder is None or "sizes" in info.extra:
-        return recogniser_of(info)
-    return load_pretrained(folder, kind="AutoModelForSpeechSeq2Seq")
-
-
-LOADERS: Mapping[str, Callable[[Path | None, PrunedInfo], nn.Module]] = {
-    "causal_lm": _language_model,
-    "text_classification": _sentence_classifier,
-    "speech_recognition": _recogniser,
-}
-"""How the dense networks of tasks other than images are made, by task."""
 
 
 def _check_holds_network(run: Path) -> None:

@@ -2,13 +2,13 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import replace
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import numpy as np
 from torch import nn
 
 from prunegraph.core.budget import Budget
+from prunegraph.core.checks import check_at_least
 from prunegraph.core.errors import BudgetError, ConfigError, ModelError
 from prunegraph.core.masks import ChannelMask, IntArray
 from prunegraph.core.task import Task
@@ -41,9 +41,7 @@ def budgets_of(
     if schedule not in PROGRESS:
         msg = f"unknown schedule {schedule!r}: give {' or '.join(PROGRESS)}"
         raise ConfigError(msg)
-    if steps < 1:
-        msg = f"steps={steps} must be at least 1"
-        raise ConfigError(msg)
+    check_at_least("steps", steps, 1)
     at_once = {"max_latency", "uniform", "depth"} & budget.as_dict().keys()
     if steps > 1 and at_once:
         msg = f"a budget with {min(at_once)} is met in one step: leave steps out"
@@ -142,12 +140,6 @@ def train_between(between: Between, model: nn.Module, task: Task, step: int, see
     elif between is not None:
         between(model, step)
     model.eval()
-
-
-def with_model(task: Task, model: nn.Module) -> Task:
-    """Return a task of another network."""
-    changed: Task = replace(cast(Any, task), model=model)
-    return changed
 
 
 def check_joined(dense: StructureGraph, mask: ChannelMask, model: nn.Module) -> None:

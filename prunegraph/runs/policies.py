@@ -1,12 +1,13 @@
 """Policies that a run is given: a run goes on with the one that it began with alone."""
 
 from pathlib import Path
+from typing import Any
 
-from prunegraph.agent.policies import TrainedPolicy, find_policy, load_policy, save_policy
 from prunegraph.core.errors import ConfigError
 from prunegraph.core.files import write_json
 from prunegraph.core.reading import checked, read_json
 from prunegraph.core.tensors import parameter_digest
+from prunegraph.methods.registry import load
 from prunegraph.runs.folder import RunFolder
 
 
@@ -22,7 +23,7 @@ def pin_policy(policy: Path | None, path: Path) -> None:
     """
     if policy is None:
         return
-    digest = parameter_digest(find_policy(policy).network)
+    digest = parameter_digest(load("agent.policies:find_policy")(policy).network)
     if not path.is_file():
         write_json(path, {"policy": digest})
     else:
@@ -37,14 +38,17 @@ def check_same_policy(begun: str, given: str, run: Path) -> None:
         raise ConfigError(msg)
 
 
-def pin_applied(policy: TrainedPolicy, folder: RunFolder) -> None:
+def pin_applied(policy: Any, folder: RunFolder) -> None:
     """Keep a copy of the policy in the run folder; a run goes on with the same alone.
 
     Raises:
         ConfigError: it began with another one.
     """
+    policies = load("agent.policies")
     if not folder.file(folder.POLICY).with_suffix(".json").is_file():  # written last
-        save_policy(folder.path, policy)
+        policies.save_policy(folder.path, policy)
         return
-    begun, given = (parameter_digest(item.network) for item in (load_policy(folder.path), policy))
+    begun, given = (
+        parameter_digest(item.network) for item in (policies.load_policy(folder.path), policy)
+    )
     check_same_policy(begun, given, folder.path)

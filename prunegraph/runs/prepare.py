@@ -1,6 +1,5 @@
 """What every command starts from: the network, its weights, its images, its structure graph."""
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,7 +8,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from prunegraph.artefacts.pruned import PrunedInfo
 from prunegraph.core.budget import Budget
 from prunegraph.core.errors import ConfigError, DataError, ModelError, one_line
 from prunegraph.core.masks import ChannelMask
@@ -17,8 +15,6 @@ from prunegraph.core.seeding import seeded
 from prunegraph.core.splits import Dataset
 from prunegraph.core.task import ExampleInputs, Task
 from prunegraph.core.user_code import (
-    TIMM_PREFIX,
-    TORCHVISION_PREFIX,
     as_one_line,
     find_factory,
     is_factory,
@@ -31,12 +27,7 @@ from prunegraph.graph.narrowing import narrow
 from prunegraph.models import (
     WeightsInfo,
     build_model,
-    check_arch,
     check_weights_file,
-    load_weights,
-    published_info,
-    published_weights,
-    weights_info,
     within_config,
 )
 from prunegraph.runs.options.checks import check_trusted
@@ -47,10 +38,8 @@ from prunegraph.runs.options.config import (
     PruningOptions,
     StructureConfig,
 )
-from prunegraph.runs.parallel.machine import is_out_of_memory, resolve_device
-from prunegraph.runs.target import IMAGES_RECIPE, Target, pretrain_recipe
-from prunegraph.tasks.classification import layout_of
-from prunegraph.tasks.image_classification import ImageClassification
+from prunegraph.runs.parallel.machine import is_out_of_memory
+from prunegraph.runs.target import Target
 from prunegraph.training.lora import peft_library
 
 DEFAULT_ARCH = "digits_resnet"
@@ -239,107 +228,6 @@ def prunable_structure(
     return graph
 
 
-def with_published_weights(config: NetworkConfig) -> NetworkConfig:
-    """Return the options with the weights that a library publishes for its network.
-
-    Those are of ImageNet; a network of other images, or one that is to be trained, gets none.
-
-    Raises:
-        ModelError: there is no such network, or its weights are not there.
-    """
-    if (
-        config.weights is not None
-        or config.pretrain_epochs is not None
-        or config.dataset != "imagenet"
-        or not (config.arch or "").startswith((TORCHVISION_PREFIX, TIMM_PREFIX))
-    ):
-        return config
-    assert config.arch is not None
-    check_arch(config.arch)
-    return dataclasses.replace(config, weights=published_weights(config.arch))
-
-
-def build_dense(info: PrunedInfo) -> nn.Module:
-    """Build the dense network that a saved pruned one was cut from.
-
-    Raises:
-        ModelError: it cannot be built.
-    """
-    sizes = info.example_shape[1:]
-    is_image = len(sizes) == 3  # factories, whose networks may eat anything, take no shape
-    image_shape = (sizes[0], sizes[1], sizes[2]) if is_image else (1, 1, 1)
-    return build_model(info.arch, num_classes=info.num_classes, image_shape=image_shape)
-
-
-def load_classifier(
-    config: NetworkConfig, budget: Budget | None = None, dataset: Dataset | None = None
-) -> Target:
-    """Load everything that a classifier of images needs, and check it before anything long starts.
-
-    Args:
-        config: which network, weights and images.
-        budget: if given, checked to be within reach.
-        dataset: its images, where they are loaded.
-
-    Raises:
-        PruneGraphError: something is missing, damaged, contradictory, or cannot be met.
-    """
-    device = resolve_device(config.device)
-    given, config = config, with_published_weights(config)
-    info = weights_info(config.weights) if config.weights else None
-    if config is not given and config.arch is not None:
-        info = published_info(config.arch)
-    arch = resolve_arch(config.arch, config.weights, info)
-    check_arch(arch)  # before images are downloaded
-    dataset = dataset or load_images(config, info)
-    pretrain_epochs = _pretrain_epochs(config, arch, dataset)
-    model = build_network(arch, dataset, config.seed)
-    if config.weights is not None:
-        load_weights(model, config.weights)
-    model = model.to(device).eval()
-    images, _ = next(iter(dataset.train.batches(1)))
-    example_inputs = images.to(device)
-    # before the layout changes: files are read without it
-    structure = structure_of(model, example_inputs, config, budget)
-    layout = layout_of(model)
-    task = ImageClassification(
-        model=model,
-        example_inputs=example_inputs,
-        train=dataset.train,
-        search=dataset.search,
-        test=dataset.test,
-        name=arch,
-    )
-    task.place_model(model, device).eval()
-    check_outputs(arch, model, example_inputs, dataset.num_classes)
-    if structure is not None:
-        check_network(arch, structure)
-    if structure is not None and budget is not None:
-        structure.project(torch.zeros(structure.num_units).numpy(), budget.without_latency())
-    saved = PrunedInfo(
-        arch=arch,
-        num_classes=dataset.num_classes,
-        example_shape=tuple(example_inputs.shape),
-        mean=dataset.mean,
-        std=dataset.std,
-        extra={"dataset": dataset.name, "classes": list(dataset.class_names)},
-    )
-    return Target(
-        task=task,
-        data_name=dataset.name,
-        saved=saved,
-        build=lambda: build_dense(saved),
-        structure=structure,
-        dataset=dataset,
-        layout=layout,
-        info=info,
-        pretraining=pretrain_recipe(pretrain_epochs) if pretrain_epochs else None,
-        recipe=dataclasses.replace(IMAGES_RECIPE, epochs=DIGITS_EPOCHS)
-        if dataset.name == DEFAULT_DATASET
-        else IMAGES_RECIPE,
-    )
-
-
 def check_network(arch: str, graph: StructureGraph) -> None:
     """Raise ModelError if no channel of the network can be removed."""
     if not graph.free.any():
@@ -424,24 +312,3 @@ def _nearly_whole(graph: StructureGraph) -> ChannelMask:
         if free.size and len(group.units) > group.min_keep:
             keep[free[-1]] = False
     return graph.mask(keep)
-
-
-def _pretrain_epochs(config: NetworkConfig, arch: str, dataset: Dataset) -> int:
-    if config.weights is not None:
-        if config.pretrain_epochs:
-            msg = (
-                "--weights and --pretrain-epochs exclude each other: a network is trained or loaded"
-            )
-            raise ConfigError(msg)
-        return 0
-    if config.pretrain_epochs is not None:
-        return config.pretrain_epochs
-    if is_factory(arch):
-        return 0  # the user's factory returns a trained network
-    if dataset.name == DEFAULT_DATASET:
-        return DIGITS_EPOCHS
-    msg = (
-        f"{arch} on {dataset.name} has no weights: give --weights (made by `prunegraph pretrain`), "
-        "or --pretrain-epochs to train it first"
-    )
-    raise ConfigError(msg)

@@ -12,13 +12,13 @@ import numpy as np
 import torch
 from torch import nn
 
-from prunegraph.agent.method import AgentSearch
+from prunegraph.agent.options import AgentOptions
 from prunegraph.core.budget import Budget
 from prunegraph.core.console import Told, shown
 from prunegraph.core.errors import ConfigError, ModelError
 from prunegraph.core.masks import ChannelMask, Float64Array
 from prunegraph.core.memory import return_freed_memory
-from prunegraph.core.task import Task
+from prunegraph.core.task import Task, with_parts
 from prunegraph.core.tensors import parameter_digest
 from prunegraph.core.weight_mask import WeightMask
 from prunegraph.evaluation.log import OutcomeLog
@@ -34,7 +34,6 @@ from prunegraph.methods.criteria.registry import find_criterion, importance
 from prunegraph.methods.custom import as_method
 from prunegraph.methods.method import Method, Problem, Result
 from prunegraph.methods.registry import make_method
-from prunegraph.rewards.config import Metric
 from prunegraph.runs.gradual import (
     Between,
     Schedule,
@@ -45,7 +44,6 @@ from prunegraph.runs.gradual import (
     narrow_alike,
     of_what_is_left,
     train_between,
-    with_model,
 )
 from prunegraph.runs.predicted_latency import layer_times
 from prunegraph.runs.prepare import prunable_structure
@@ -151,7 +149,7 @@ def prune(
             msg = f"{chosen.name} removes no channels: leave exclude, keep_at_least and steps out"
             raise ConfigError(msg)
         context = Context(task=task, structure=None, seed=seed, reconstruct=False)
-        with shown(progress, chosen.name, 100) as report:
+        with shown(progress, chosen.name, None) as report:
             problem = context.problem(budget, folder=checkpoint, progress=report)
             return _prune_weights(chosen, problem)
     budget.check_channels()
@@ -253,7 +251,7 @@ def _in_steps(
         problem, result = _chosen(way, now, left, limit, folder)
         if step == 1:
             graph = problem.graph  # with a prediction of its latency, if it was asked for
-        now = with_model(task, _network(way, problem, result))
+        now = with_parts(task, model=_network(way, problem, result))
         mask = joined(graph, mask, units, result.channels)
         ran += result.networks
     check_joined(graph, mask, now.model)
@@ -264,15 +262,15 @@ def _chosen(
     way: _Way, task: Task, graph: StructureGraph, budget: Budget, checkpoint: Path | None
 ) -> tuple[Problem, Result]:
     """Let the method choose what stays; return what it was given too."""
-    chosen = way.method
+    chosen, options = way.method, _agent_options(way.method) or AgentOptions()
     context = Context(
         task=task,
         structure=graph,
         seed=way.seed,
         reconstruct=way.reconstruct,
         layer_by_layer=False,  # the final network alone
-        metric=_metric(chosen),
-        subset_size=_subset(chosen),
+        metric=options.metric,
+        subset_size=options.subset,
     )
     chosen.check(context.untimed_problem(budget, way.networks))
     logs: list[OutcomeLog] = []
@@ -304,13 +302,10 @@ def _check_precision(task: Task) -> None:
         raise ModelError(msg)
 
 
-def _metric(method: Method) -> Metric:
-    """Return what searches compare: what the agent's options say, else the steadiest figure."""
-    return method.options.metric if isinstance(method, AgentSearch) else "soft_accuracy"
-
-
-def _subset(method: Method) -> int | None:
-    return method.options.subset if isinstance(method, AgentSearch) else None
+def _agent_options(method: Method) -> AgentOptions | None:
+    """Return how a search of the agent goes; None of other methods."""
+    options = getattr(method, "options", None)
+    return options if isinstance(options, AgentOptions) else None
 
 
 def _prune_weights(method: Method, problem: Problem) -> PruneResult:
@@ -398,7 +393,7 @@ def _warn_if_slow(times: Mapping[str, Any], limit: float) -> None:
 
 def _identity(way: _Way, task: Task, graph: StructureGraph, budget: Budget) -> dict[str, Any]:
     """Return what names a search, as JSON values."""
-    agent = way.method if isinstance(way.method, AgentSearch) else None
+    agent: Any = None if _agent_options(way.method) is None else way.method
     given = None if agent is None else agent.initial
     kept = [(group.frozen is None, group.min_keep) for group in graph.groups]
     return {

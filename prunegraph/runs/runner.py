@@ -8,11 +8,10 @@ not bring their weights, which are most of a folder.
 from collections.abc import Sequence
 from typing import Any
 
-from prunegraph.agent.policies import find_policy
 from prunegraph.core.console import Console
 from prunegraph.core.masks import ChannelMask
 from prunegraph.graph.apply import unequal
-from prunegraph.runs.catalogue import run_catalogue
+from prunegraph.methods.registry import load
 from prunegraph.runs.choose import (
     add_controls,
     check_methods,
@@ -50,10 +49,11 @@ from prunegraph.runs.target import Target
 def run_plan(config: RunConfig, console: Console) -> dict[str, Any]:
     """Do what a command asks for, and return the report of the first network."""
     if isinstance(config, TrainConfig) and config.catalogue is not None:
-        return run_catalogue(config, console)
+        report: dict[str, Any] = load("runs.catalogue:run_catalogue")(config, console)
+        return report
     plan = make_plan(config)
     applied = applied_policy(config)
-    policy = None if applied is None else find_policy(applied)
+    policy = None if applied is None else load("agent.policies:find_policy")(applied)
     check_names([name for name in plan.methods if name != plan.agent])
     targets = load_targets(config)
     check_run(plan, config, targets)

@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from prunegraph.agent.policies import load_policy, save_policy
 from prunegraph.core.errors import ArtefactError
 from prunegraph.core.reading import checked, read_json
+from prunegraph.methods.registry import load
 from prunegraph.runs.choose import CURVES
 from prunegraph.runs.parallel.jobs import Workplace
 from prunegraph.runs.report.verdict import AGENT
@@ -35,7 +35,8 @@ def searched(
     best = max(seeds, key=lambda seed: (_mean_accuracy(stores, seed), -seed))
     path = folder.search(AGENT, best)
     if (path / folder.POLICY).is_file():
-        save_policy(folder.path, load_policy(path))
+        policies = load("agent.policies")
+        policies.save_policy(folder.path, policies.load_policy(path))
     else:  # a comparison that goes on on another machine may have left its policies behind
         place.console.say(f"the run folder gets no policy: {path} is not there")
     return summary(seeds, records)
@@ -98,7 +99,7 @@ def decided(place: Workplace, store: CandidateStore, name: str, seed: int) -> di
             "evaluation_seconds": 0.0,
         },
         "details": {
-            "policy": dict(load_policy(folder.path).record),
+            "policy": dict(load("agent.policies:load_policy")(folder.path).record),
             "decision": {name: decision[name] for name in ("start", "share", "divergence")},
         },
     }

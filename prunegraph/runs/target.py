@@ -25,6 +25,9 @@ from prunegraph.training.loop import FinetuneConfig
 IMAGES_RECIPE = FinetuneConfig(epochs=10, peak_lr=0.05)
 """Of a fine-tune of a classifier of images."""
 
+LANGUAGE_RECIPE = FinetuneConfig(epochs=0, batch_size=8, peak_lr=1e-4, optimizer="adamw")
+"""Of a fine-tune of a language model: none, unless epochs are asked for."""
+
 PRETRAIN_LR = 0.1
 WARMUP_EPOCHS = 2
 

@@ -1,6 +1,5 @@
 """How far a training is: written to a file, and read back by the same training."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -10,15 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from prunegraph.core.errors import ArtefactError
-from prunegraph.core.reading import checked, parse_json
-from prunegraph.core.tensors import (
-    holds_numbers,
-    load_state,
-    read_safetensors,
-    state_tensors,
-    to_safetensors,
-)
+from prunegraph.core.states import part_of, read_state, write_state
+from prunegraph.core.tensors import holds_numbers, load_state, state_tensors
 from prunegraph.training.masked import MaskedWeights
+
+WHAT = "training"
 
 CPU_GENERATORS = ("augmentation", "cpu")
 """Random generators whose states every checkpoint within an epoch holds."""
@@ -69,21 +64,25 @@ class TrainingState:
     generators: dict[str, Tensor] = field(default_factory=dict)
     masked: MaskedWeights | None = None
 
-    def to_bytes(self, generators: Mapping[str, Tensor]) -> bytes:
-        """Return the whole state as a safetensors file.
+    def write(self, path: Path, generators: Mapping[str, Tensor]) -> None:
+        """Write the whole state.
 
         Args:
+            path: of the file.
             generators: states of the random generators, within an epoch.
         """
-        tensors = {f"model.{n}": t for n, t in state_tensors(self.model).items()}
-        tensors |= {f"random.{n}": t for n, t in generators.items()}
-        for name, parameter in self.trainable.items():
-            averages = self.optimizer.state[parameter]
-            tensors |= {f"optimizer.{key}.{name}": value for key, value in averages.items()}
-        if self.masked is not None:
-            tensors |= {f"masked.{n}": t for n, t in self.masked.tensors().items()}
-        record = {"identity": self.identity, **asdict(self.done)}
-        return to_safetensors(tensors, {"training": json.dumps(record)})
+        averages = {
+            f"{key}.{name}": value
+            for name, parameter in self.trainable.items()
+            for key, value in self.optimizer.state[parameter].items()
+        }
+        parts = {
+            "model": state_tensors(self.model),
+            "random": generators,
+            "optimizer": averages,
+            "masked": {} if self.masked is None else self.masked.tensors(),
+        }
+        write_state(path, WHAT, self.identity, asdict(self.done), parts)
 
     def restore(self, path: Path) -> None:
         """Continue from a file.
@@ -91,17 +90,16 @@ class TrainingState:
         Raises:
             ArtefactError: it is damaged or of another training.
         """
-        tensors, metadata = read_safetensors(path)
-        done = self._done(path, metadata)
-        generators = _of(tensors, "random.")
+        done, tensors = read_state(path, WHAT, self.identity, Done)
+        generators = part_of(tensors, "random")
         whole = done.step == 0 or all(map(_is_cpu_state, map(generators.get, CPU_GENERATORS)))
         if not (whole and 0 <= done.step < self.steps_per_epoch):
             msg = f"{path}: the state within an epoch is damaged: delete the file to start over"
             raise ArtefactError(msg)
-        load_state(self.model, _of(tensors, "model."), path)
+        load_state(self.model, part_of(tensors, "model"), path)
         if self.masked is not None:
-            self.masked.restore(_of(tensors, "masked."), path)
-        for place, average in _of(tensors, "optimizer.").items():
+            self.masked.restore(part_of(tensors, "masked"), path)
+        for place, average in part_of(tensors, "optimizer").items():
             key, _, name = place.partition(".")
             parameter = self.trainable.get(name)
             if parameter is None:
@@ -114,28 +112,6 @@ class TrainingState:
             value = average if counts else torch.empty_like(parameter).copy_(average)
             self.optimizer.state[parameter][key] = value
         self.done, self.generators = done, generators
-
-    def _done(self, path: Path, metadata: Mapping[str, str]) -> Done:
-        """Return what the file says was done, if it is of this training."""
-        if "training" not in metadata:
-            msg = f"{path} is no training checkpoint of prunegraph: choose another file name"
-            raise ArtefactError(msg)
-        shape = {"identity": dict[str, Any]}
-        record = checked(parse_json(metadata["training"], path), shape, str(path))
-        theirs = record.pop("identity")
-        differing = [key for key, value in self.identity.items() if theirs.get(key) != value]
-        if differing:
-            msg = (
-                f"{path} is the checkpoint of another training (different {', '.join(differing)}): "
-                "delete it, or choose another output folder"
-            )
-            raise ArtefactError(msg)
-        done: Done = checked(record, Done, str(path))
-        return done
-
-
-def _of(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
 
 
 def _is_cpu_state(state: Tensor | None) -> bool:

@@ -17,8 +17,8 @@ from typing import get_args
 import torch
 from torch import Tensor, distributed, nn
 
+from prunegraph.core.checks import check_at_least, check_choice, check_positive, check_range
 from prunegraph.core.errors import ConfigError, DataError, ModelError, PruneGraphError
-from prunegraph.core.files import write_bytes
 from prunegraph.core.precision import autocasting
 from prunegraph.core.seeding import seeded
 from prunegraph.core.splits import Batch, ReadyBatches, TrainSplit
@@ -88,18 +88,10 @@ class FinetuneConfig:
     def __post_init__(self) -> None:
         lowest = {"epochs": 0, "batch_size": 2, "warmup_epochs": 0, "lora_rank": 0}
         for name, least in lowest.items():
-            if not getattr(self, name) >= least:
-                msg = f"{name}={getattr(self, name)} must be at least {least}"
-                raise ConfigError(msg)
-        if not 0.0 <= self.distill_weight <= 1.0:
-            msg = f"distill_weight={self.distill_weight} must lie in [0, 1]"
-            raise ConfigError(msg)
-        if not self.learning_rate > 0.0:
-            msg = f"peak_lr={self.learning_rate} must be positive"
-            raise ConfigError(msg)
-        if self.optimizer not in get_args(Optimizer):
-            msg = f"optimizer={self.optimizer!r} must be one of {', '.join(get_args(Optimizer))}"
-            raise ConfigError(msg)
+            check_at_least(name, getattr(self, name), least)
+        check_range("distill_weight", self.distill_weight, 0.0, 1.0)
+        check_positive("peak_lr", self.learning_rate)
+        check_choice("optimizer", self.optimizer, get_args(Optimizer))
 
     @property
     def learning_rate(self) -> float:
@@ -299,7 +291,7 @@ class _Training:
         """Write the checkpoint, if one is kept."""
         if self.checkpoint is not None:
             generators = self._generator_states() if self.done.step > 0 else {}
-            write_bytes(self.checkpoint, self.state.to_bytes(generators))
+            self.state.write(self.checkpoint, generators)
         self.saved = time.monotonic()
 
     def _join_ranks(self) -> None:

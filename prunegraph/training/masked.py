@@ -14,9 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from prunegraph.core.errors import ArtefactError, ConfigError, MaskError
-from prunegraph.core.masks import from_bytes, to_bytes
+from prunegraph.core.checks import check_at_least
+from prunegraph.core.errors import ConfigError, MaskError
 from prunegraph.core.splits import Batch
+from prunegraph.core.states import told_as_damage
 from prunegraph.core.tensors import all_but_least
 from prunegraph.core.weight_mask import GroupedMask, WeightMask
 from prunegraph.graph import unwrap
@@ -117,9 +118,12 @@ class MaskedWeights:
             MaskError: weights would come back that nobody has kept, or it is of other weights.
         """
         group = self.group if group is None else group
-        if not mask.nested(self.masks[group]) and self._values is None:
+        if self._values is None and not mask.nested(self.masks[group]):
             msg = "weights would come back whose values are gone: give returns=True"
             raise MaskError(msg)
+        if group != self.group:
+            self.masks[group] = mask
+            return
         self._hide()
         self.masks[group] = mask
         self._show()
@@ -175,8 +179,7 @@ class MaskedWeights:
         """Return all that ``restore`` needs beside the network's own state."""
         found = {"group": torch.tensor(list(self.masks).index(self.group))}
         for number, mask in enumerate(self.masks.values()):
-            for name, bits in mask.keep.items():
-                found[f"{number}.{name}"] = torch.from_numpy(to_bytes(bits.flatten().numpy()))
+            found |= {f"{number}.{name}": bits for name, bits in mask.packed().items()}
         for number, squares in enumerate(self._squares.values()):
             found |= {f"squares.{number}.{name}": square for name, square in squares.items()}
         if self.history:
@@ -189,15 +192,12 @@ class MaskedWeights:
         Raises:
             ArtefactError: they are damaged, or of other masks.
         """
-        try:
-            masks = {}
+        with told_as_damage(path):
             values = {n: self._like(n, tensors[f"values.{n}"]) for n in self._values or {}}
-            for number, (group, mask) in enumerate(self.masks.items()):
-                packed = {n: tensors[f"{number}.{n}"].cpu().numpy() for n in mask.keep}
-                sizes = {n: bits.shape for n, bits in mask.keep.items()}
-                keep = {n: from_bytes(packed[n], sizes[n].numel()) for n in packed}
-                bits = {n: torch.from_numpy(keep[n]).reshape(sizes[n]) for n in keep}
-                masks[group] = WeightMask(bits, mask.pattern)
+            masks = {
+                group: mask.unpacked({n: tensors[f"{number}.{n}"].cpu() for n in mask.keep})
+                for number, (group, mask) in enumerate(self.masks.items())
+            }
             group = list(masks)[int(tensors["group"])]
             noted = tensors.get("history", torch.empty(0, 4)).reshape(-1, 4)
             history: list[tuple[float, ...]] = [tuple(row) for row in noted.tolist()]
@@ -205,9 +205,6 @@ class MaskedWeights:
                 name: {n: self._like(n, tensors[f"squares.{number}.{n}"]) for n in own}
                 for number, (name, own) in enumerate(self._squares.items())
             }
-        except (KeyError, ValueError, IndexError, RuntimeError) as error:
-            msg = f"{path}: its masks are damaged or others: delete the file to start over"
-            raise ArtefactError(msg) from error
         self.masks, self.group, self._values = masks, group, values or None
         self._squares, self.history = squares, history
         self._mark(self.mask)
@@ -286,9 +283,7 @@ class MaskPlan:
         if several != (self.group_of is not None):
             msg = "several masks need group_of, which says whose mask a batch takes; one takes none"
             raise ConfigError(msg)
-        if self.every < 1:
-            msg = f"every={self.every} must be at least 1 step"
-            raise ConfigError(msg)
+        check_at_least("every", self.every, 1)
         if self.reselect and self.schedule is None:
             msg = "reselect=True needs a schedule: it says how many weights stay"
             raise ConfigError(msg)

@@ -121,7 +121,7 @@ def test_a_weight_that_grew_back_is_found(saved: Saved, monkeypatch: pytest.Monk
 
 def test_the_mask_of_another_network_is_found(saved: Saved) -> None:
     folder, model, mask = saved
-    WeightMask(mask.keep, Pattern.parse("rows")).save(folder / BITS_FILE)
+    WeightMask(mask.keep, Pattern.parse("columns")).save(folder / BITS_FILE)
     with pytest.raises(ArtefactError, match=r"holds the mask .* names .*: copy the files of one"):
         load_masked(folder, build)
     mask.save(folder / BITS_FILE)

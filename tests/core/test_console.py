@@ -63,6 +63,15 @@ def test_plain_progress_within_long_steps_gets_rarer(
     ]
 
 
+def test_progress_without_steps_is_told_in_percent(capsys: pytest.CaptureFixture[str]) -> None:
+    with Console().progress("thanos, seed 0") as report:
+        report(40, "block 2 of 5")
+    with Console().progress("wanda, seed 0") as report:
+        report(100, "block 5 of 5")
+    lines = [line.replace(", 0.0 s", "") for line in capsys.readouterr().out.splitlines()]
+    assert lines == ["thanos, seed 0: 100 %", "wanda, seed 0: 100 %, block 5 of 5"]
+
+
 def test_plain_progress_prints_its_end_once(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -274,3 +274,43 @@ def test_an_exit_that_is_sure_is_no_expert() -> None:
     for sure in (0.3, 2.0):
         pruned.sure = masked.sure = sure
         torch.testing.assert_close(pruned(x), masked(x))
+
+
+class Branching(nn.Module):
+    """Runs a head more by a flag, and one of two layers by what the images hold."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.head = nn.Conv2d(3, 16, 3), nn.Linear(16, 10)
+        self.bright, self.dark = nn.Conv2d(16, 16, 1), nn.Conv2d(16, 16, 1)
+        self.more = nn.Conv2d(16, 8, 1)
+
+    def forward(self, x: Tensor, *, more: bool = False) -> Tensor | tuple[Tensor, Tensor]:
+        h = self.first(x).relu()
+        layer = self.bright if bool(x.mean() > 0) else self.dark
+        out: Tensor = self.head(layer(h).mean((2, 3)))
+        return (out, self.more(h)) if more else out
+
+
+def test_layers_that_no_example_runs_are_told_of() -> None:
+    torch.manual_seed(0)
+    with pytest.warns(UserWarning, match="no example runs dark, more, which may read channels"):
+        graph = analyse(Branching(), IMAGES.abs())
+    assert graph.not_run == ("dark", "more")
+
+
+def test_layers_of_other_branches_are_pruned_along_and_cost_nothing() -> None:
+    torch.manual_seed(0)
+    model, bright = Branching().eval(), IMAGES.abs()
+    others = [-bright, {"x": bright, "more": True}]
+    graph = analyse(model, bright, others=others)
+    assert not graph.not_run
+    assert "more.weight:1" in next(group for group in graph.groups if group.name == "first").members
+    keep = graph.dense_mask().keep.copy()
+    keep[np.flatnonzero(graph.free)[::3]] = False
+    mask = graph.mask(keep)
+    for example in (bright, *others):
+        small, zeroed = apply_mask(model, graph, mask), zero_mask(model, graph, mask)
+        given = {"x": example} if isinstance(example, Tensor) else example
+        torch.testing.assert_close(small(**given), zeroed(**given))
+    assert_masked_equals_pruned(model, graph, mask, bright)

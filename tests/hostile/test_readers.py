@@ -49,13 +49,13 @@ from prunegraph.runs.measure import read_measured
 from prunegraph.runs.options.config import TrainConfig
 from prunegraph.runs.options.yaml_file import differences, load_config, read_yaml
 from prunegraph.runs.predicted_latency import read_table, write_table
-from prunegraph.runs.prepare import build_dense
 from prunegraph.runs.report.page import read_findings
 from prunegraph.runs.report.plots import _search, draw_once
 from prunegraph.runs.report.report import machine, read_report, read_rows
 from prunegraph.runs.report.tables import methods_table
 from prunegraph.runs.searches import read_decision, read_finished, summary
 from prunegraph.runs.store import Candidate, CandidateStore, read_masks, write_masks
+from prunegraph.runs.tasks import image_classification
 from prunegraph.tasks.image_classification import training_task
 from prunegraph.training.loop import FinetuneConfig, Watch, finetune
 from support.parts import part
@@ -93,7 +93,7 @@ def sign_policy(folder: Path) -> None:
 def read_pruned(folder: Path) -> None:
     info = read_info(folder)
     if ":" not in info.arch:
-        load_pruned(folder, lambda: build_dense(info))
+        load_pruned(folder, lambda: image_classification.build(None, info))
 
 
 def read_weights(path: Path) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from prunegraph.cli.main import main
+from support.drawing import drawn
 
 ARCH = "digits_resnet8_w4"
 SMALL = (
@@ -90,7 +91,8 @@ def assert_same_run() -> Callable[[Path, Path], None]:
 def finished(tmp_path_factory: pytest.TempPathFactory, train_words: list[str]) -> Path:
     """Return the folder of a finished training; tests must not change it."""
     path = tmp_path_factory.mktemp("finished") / "run"
-    assert main([*train_words, "--out", str(path)]) == 0
+    with drawn():
+        assert main([*train_words, "--out", str(path)]) == 0
     return path
 
 

@@ -10,8 +10,6 @@ from prunegraph.cli.main import main
 from prunegraph.runs import runner
 from prunegraph.runs.report.tables import method_cells, method_columns
 
-pytestmark = pytest.mark.usefixtures("undrawn")
-
 
 def test_rounded_widths_are_trained_reported_and_verified(
     quick_words: list[str], tmp_path: Path

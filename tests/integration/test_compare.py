@@ -30,11 +30,9 @@ from prunegraph.runs.plan import make_plan, plan_finetunes
 from prunegraph.runs.report.report import read_rows
 from prunegraph.runs.report.verdict import judge, mean_by_name, proxy_correlation
 from prunegraph.runs.store import Candidate, CandidateStore, read_masks
-from prunegraph.runs.tasks import load_target
+from prunegraph.runs.tasks.registry import load_target
 from prunegraph.training.loop import _Training
 from support.parts import part
-
-pytestmark = pytest.mark.usefixtures("undrawn")
 
 METHODS = ("l1/uniform", "taylor/per_mac", "taylor/uniform", "l2/global", "cem", "random_search")
 

@@ -9,8 +9,6 @@ import pytest
 
 from prunegraph.cli.main import main
 
-pytestmark = pytest.mark.usefixtures("undrawn")
-
 MODULE = """
 import torch
 from sklearn.datasets import load_digits

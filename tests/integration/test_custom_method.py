@@ -8,8 +8,6 @@ import pytest
 
 from prunegraph.cli.main import main
 
-pytestmark = pytest.mark.usefixtures("undrawn")
-
 METHODS = '''
 import numpy as np
 

@@ -23,8 +23,6 @@ from prunegraph.data import load_dataset
 from prunegraph.methods.prior import MEAN, NUM_PRIORS, PRIORS
 from prunegraph.models import build_model, load_weights
 
-pytestmark = pytest.mark.usefixtures("undrawn")
-
 SMALL = (
     *(
         "--networks",

@@ -14,7 +14,7 @@ from prunegraph.runs.dense import ensure_dense
 from prunegraph.runs.folder import RunFolder
 from prunegraph.runs.options.config import NetworkConfig
 from prunegraph.runs.prepare import never_flipped
-from prunegraph.runs.tasks import load_target
+from prunegraph.runs.tasks.registry import load_target
 
 NUM_COLOURS = 8
 

@@ -273,6 +273,7 @@ def test_a_finished_run_is_shown_and_not_touched(
     assert (copied / "report.json").read_bytes() == before
 
 
+@pytest.mark.usefixtures("drawn")
 def test_the_page_of_a_finished_run_is_derived_and_made_anew(
     copied: Path, train_words: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:

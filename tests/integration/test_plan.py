@@ -11,7 +11,7 @@ from prunegraph.runs.context import RunContext
 from prunegraph.runs.options.compare import CompareConfig
 from prunegraph.runs.plan import _searched, plan_finetunes
 from prunegraph.runs.store import Candidate, choose
-from prunegraph.runs.tasks import load_target
+from prunegraph.runs.tasks.registry import load_target
 from support.parts import part
 
 

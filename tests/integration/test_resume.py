@@ -21,10 +21,8 @@ from prunegraph.runs.dense import warn_of_network
 from prunegraph.runs.folder import RunFolder
 from prunegraph.runs.options.compare import CompareConfig
 from prunegraph.runs.parallel.jobs import Jobs, Workplace, make_workplace
-from prunegraph.runs.tasks import load_target
+from prunegraph.runs.tasks.registry import load_target
 from prunegraph.training.loop import _Training
-
-pytestmark = pytest.mark.usefixtures("undrawn")
 
 
 class Stop(Exception):

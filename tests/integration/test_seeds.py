@@ -13,9 +13,7 @@ from prunegraph.methods import context as context_module
 from prunegraph.methods.criteria.taylor import measure
 from prunegraph.runs.context import RunContext
 from prunegraph.runs.options.compare import CompareConfig
-from prunegraph.runs.tasks import load_target
-
-pytestmark = pytest.mark.usefixtures("undrawn")
+from prunegraph.runs.tasks.registry import load_target
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ from prunegraph.cli.main import main
 from prunegraph.core.weight_mask import GroupedMask, WeightMask
 from prunegraph.models import WeightsInfo, save_weights
 from prunegraph.models.recogniser import PROXY_SIZES, build_recogniser
+from support.drawing import drawn
 from support.recordings import pack
 from support.speech import save_whisper
 
@@ -24,7 +25,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     model = build_recogniser(features=8, tokens=41, **PROXY_SIZES)
     save_weights(model, weights, WeightsInfo(arch="recogniser"))
     options = ["--pathways.epochs", "1", "--sparsity", "0.9", "--weights", str(weights)]
-    assert main(["prune", "pathways", *DATA, *options, "--out", str(folder / "run")]) == 0
+    with drawn():
+        assert main(["prune", "pathways", *DATA, *options, "--out", str(folder / "run")]) == 0
     return folder / "run"
 
 

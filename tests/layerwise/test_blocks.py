@@ -265,7 +265,7 @@ def test_the_folder_of_another_walk_is_refused(tmp_path: Path) -> None:
 def test_progress_is_told_block_by_block() -> None:
     told: list[tuple[int, int]] = []
     model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4))
-    walked(model, [torch.randn(8, 4)], progress=lambda done, all_, _: told.append((done, all_)))
+    walked(model, [torch.randn(8, 4)], progress=lambda done, all_: told.append((done, all_)))
     assert told == [(1, 3), (2, 3), (3, 3)]
 
 

@@ -109,7 +109,6 @@ def test_a_network_without_such_weights_is_refused() -> None:
 FOLLOWING = {
     "unstructured": [[1, 0, 0, 0], [0, 0, 0, 0]],
     "2:4": [[1, 0, 0, 1], [0, 1, 1, 0]],
-    "rows": [[1, 1, 1, 1], [0, 0, 0, 0]],
     "columns": [[1, 1, 0, 1], [1, 1, 0, 1]],
 }
 

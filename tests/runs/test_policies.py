@@ -15,7 +15,7 @@ from prunegraph.runs.context import RunContext
 from prunegraph.runs.folder import RunFolder
 from prunegraph.runs.options.compare import CompareConfig
 from prunegraph.runs.policies import pin_applied, pin_policy
-from prunegraph.runs.tasks import load_target
+from prunegraph.runs.tasks.registry import load_target
 
 LARGEST = 1 << 20
 """Bytes of a policy that comes with the package."""

@@ -20,7 +20,7 @@ from prunegraph.runs.folder import RunFolder
 from prunegraph.runs.options.config import NetworkConfig
 from prunegraph.runs.predicted_latency import predicting, with_prediction
 from prunegraph.runs.target import Target
-from prunegraph.runs.tasks import load_target
+from prunegraph.runs.tasks.registry import load_target
 
 Clock = Callable[..., Latency]
 

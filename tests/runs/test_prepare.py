@@ -9,8 +9,8 @@ import torchvision
 from prunegraph.core.errors import ModelError
 from prunegraph.runs.options.config import NetworkConfig, PruneConfig
 from prunegraph.runs.options.yaml_file import parse, to_dict
-from prunegraph.runs.prepare import with_published_weights
-from prunegraph.runs.tasks import with_folder
+from prunegraph.runs.tasks.image_classification import with_published_weights
+from prunegraph.runs.tasks.registry import with_folder
 
 
 def test_a_network_of_a_library_gets_its_published_weights_on_imagenet_alone(

@@ -148,7 +148,7 @@ def test_a_damaged_state_within_an_epoch_is_refused(
     tensors, metadata = read_safetensors(path)
     record = json.loads(metadata["training"])
     tensors |= {name: value for name, value in change.items() if name in tensors}
-    record |= {name: value for name, value in change.items() if name in record}
+    record["done"] |= {name: value for name, value in change.items() if name in record["done"]}
     save_file(tensors, path, {"training": json.dumps(record)})
     with pytest.raises(ArtefactError, match="the state within an epoch is damaged: delete"):
         finetune(make_net(), task, CONFIG, seed=1, checkpoint=path)

@@ -15,7 +15,7 @@ from prunegraph.core.weight_mask import WeightMask
 from prunegraph.tasks.image_classification import training_task
 from prunegraph.training.loop import FinetuneConfig, finetune
 from prunegraph.training.masked import MaskedWeights, MaskPlan, dense_mask, least_mask
-from prunegraph.training.schedules import Constant, Cubic
+from prunegraph.training.schedules import Cubic
 
 OPTIMIZERS: list[Callable[..., torch.optim.Optimizer]] = [
     lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, nesterov=True, weight_decay=0.01),
@@ -142,7 +142,7 @@ def plans(model: nn.Module) -> dict[str, MaskPlan]:
         "reselected": MaskPlan(schedule=Cubic(0.8, end=12), every=2, reselect=True, until=15),
         "groups": MaskPlan(masks=pair, group_of=group_of),
         "groups, reselected": MaskPlan(
-            masks=pair, group_of=group_of, schedule=Constant(0.7), reselect=True
+            masks=pair, group_of=group_of, schedule=Cubic(0.7, initial=0.7), reselect=True
         ),
     }
 
@@ -207,7 +207,7 @@ def test_damaged_masks_are_refused() -> None:
         tensors | {"0.2.weight": torch.zeros(1, dtype=torch.uint8)},
         tensors | {"values.0.weight": torch.zeros(3)},
     ):
-        with pytest.raises(ArtefactError, match="delete the file"):
+        with pytest.raises(ArtefactError, match="is damaged: delete it"):
             masked.restore(broken)
 
 

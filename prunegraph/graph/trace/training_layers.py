@@ -6,7 +6,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from prunegraph.graph.graph import FrozenOp
+from prunegraph.graph.graph import FrozenOp, StructureGraph
 from prunegraph.graph.trace.labels import NEUTRAL
 from prunegraph.graph.trace.recording import Recording, SizeUse
 
@@ -36,6 +36,17 @@ def unread_weights(recording: Recording) -> set[str]:
         if op.param is not None
         and not bool(read[component[op.out_labels[op.out_labels != NEUTRAL]]].any())
     }
+
+
+def layers_not_run(
+    model: nn.Module, recording: Recording, graph: StructureGraph
+) -> tuple[str, ...]:
+    """Return the layers that did not run, and whose inputs are as wide as what may be pruned."""
+    widths = {len(graph.groups[number].units) for number in graph.free_groups}
+    unused = unused_weights(model, recording) - recording.axis_labels.keys()
+    shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
+    wide = (name for name in unused if any(size in widths for size in shapes[name][1:2]))
+    return tuple(sorted({name.rpartition(".")[0] or name for name in wide}))
 
 
 def join_siblings(model: nn.Module, recording: Recording) -> None:

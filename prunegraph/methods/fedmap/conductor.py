@@ -1,6 +1,5 @@
 """The server of a federation over all its rounds, whatever carries its messages; its checkpoint."""
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -8,12 +7,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from prunegraph.core.errors import ArtefactError
-from prunegraph.core.masks import from_bytes, to_bytes
-from prunegraph.core.reading import checked, parse_json
-from prunegraph.core.tensors import read_safetensors, to_safetensors
+from prunegraph.core.states import part_of, read_state, told_as_damage, write_state
 from prunegraph.core.weight_mask import WeightMask
 from prunegraph.methods.fedmap.rounds import (
     Client,
@@ -117,57 +112,36 @@ class Conductor:
         self.keep(self.server, self.done)
 
 
-def checkpoint_bytes(identity: Mapping[str, Any], server: Server, done: Progress) -> bytes:
-    """Return the state after a round as a safetensors file."""
-    tensors: dict[str, Tensor] = {f"model.{n}": t for n, t in server.tensors.items()}
-    for place, mask in (("mask", server.mask), ("before", server.before)):
-        for name, keep in mask.keep.items():
-            tensors[f"{place}.{name}"] = torch.from_numpy(to_bytes(keep.flatten().numpy()))
-    state = {"version": server.version, "round": server.round, "done": asdict(done)}
-    return to_safetensors(tensors, {"federation": json.dumps({"identity": identity, **state})})
+def write_checkpoint(
+    path: Path, identity: Mapping[str, Any], server: Server, done: Progress
+) -> None:
+    """Write the state after a round."""
+    masks = {"mask": server.mask.packed(), "before": server.before.packed()}
+    state = {"version": server.version, "progress": asdict(done)}
+    write_state(path, "federation", identity, state, {"model": server.tensors, **masks})
 
 
 def read_checkpoint(
     path: Path, identity: Mapping[str, Any], first: Server, clients: int
 ) -> tuple[Server, Progress]:
-    """Return what ``checkpoint_bytes`` wrote.
+    """Return what ``write_checkpoint`` wrote.
 
     Raises:
         ArtefactError: the file is damaged, or of another federation.
     """
-    tensors, metadata = read_safetensors(path)
-    text = checked(metadata, {"federation": str}, str(path))["federation"]
-    shape = {"identity": dict[str, Any], "version": int, "round": int, "done": Progress}
-    record = checked(parse_json(text, path), shape, str(path))
-    odd = [key for key, value in identity.items() if record["identity"].get(key) != value]
-    if odd:
-        msg = f"{path} is of another federation (different {', '.join(odd)}): delete it"
-        raise ArtefactError(msg)
-    done: Progress = record["done"]
-    try:
-        masks = [_read_mask(tensors, place, first.mask) for place in ("mask", "before")]
-        weights = {
-            n: tensors[f"model.{n}"].to(t).reshape(t.shape) for n, t in first.tensors.items()
-        }
-    except (KeyError, ValueError, RuntimeError) as error:
-        msg = f"{path} is damaged: delete it to start over"
-        raise ArtefactError(msg) from error
-    if len(done.versions) != clients or len(done.losses) != record["round"]:
-        msg = f"{path} is damaged: delete it to start over"
-        raise ArtefactError(msg)
-    server = Server(
-        tensors=weights,
-        mask=masks[0],
-        before=masks[1],
-        version=record["version"],
-        round=record["round"],
-    )
+    shape = {"version": int, "progress": Progress}
+    state, tensors = read_state(path, "federation", identity, shape)
+    done: Progress = state["progress"]
+    with told_as_damage(path):
+        server = Server(
+            tensors={
+                n: tensors[f"model.{n}"].to(t).reshape(t.shape) for n, t in first.tensors.items()
+            },
+            mask=first.mask.unpacked(part_of(tensors, "mask")),
+            before=first.mask.unpacked(part_of(tensors, "before")),
+            version=state["version"],
+            round=len(done.losses),
+        )
+        if len(done.versions) != clients:
+            raise ValueError
     return server, done
-
-
-def _read_mask(tensors: Mapping[str, Tensor], place: str, like: WeightMask) -> WeightMask:
-    keep = {}
-    for name, bits in like.keep.items():
-        own = from_bytes(tensors[f"{place}.{name}"].numpy(), bits.numel())
-        keep[name] = torch.from_numpy(own).reshape(bits.shape)
-    return WeightMask(keep)

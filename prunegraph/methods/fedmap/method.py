@@ -1,8 +1,7 @@
 """FedMap, and FedAvg as its control: their options, the loop over rounds, what a report tells."""
 
-import json
 import statistics
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, ClassVar, Literal
@@ -10,20 +9,24 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import nn
 
-from prunegraph.core.errors import BudgetError, ConfigError
-from prunegraph.core.files import write_bytes
+from prunegraph.core.checks import (
+    check_at_least,
+    check_at_most,
+    check_choice,
+    check_positive,
+    check_range,
+)
+from prunegraph.core.errors import ConfigError
 from prunegraph.core.seeding import seeded
 from prunegraph.core.splits import Split
 from prunegraph.core.task import Task
-from prunegraph.core.tensors import parameter_digest
 from prunegraph.graph import copy_network, unwrap
-from prunegraph.layerwise.weights import prunable_weights
 from prunegraph.methods.fedmap.clients import ClientData, client_data
 from prunegraph.methods.fedmap.conductor import (
     Conductor,
     Progress,
-    checkpoint_bytes,
     read_checkpoint,
+    write_checkpoint,
 )
 from prunegraph.methods.fedmap.rounds import (
     LocalTraining,
@@ -34,13 +37,13 @@ from prunegraph.methods.fedmap.rounds import (
     load_tensors,
     train_client,
 )
-from prunegraph.methods.method import Kind, Problem, Result, Role
-from prunegraph.methods.obs.choose import check_weights
+from prunegraph.methods.method import Problem, Result, Role
+from prunegraph.methods.weights import TrainedWeights
 from prunegraph.training.schedules import Geometric, Schedule
 
 
 @dataclass(frozen=True, kw_only=True)
-class Federation(ABC):
+class Federation(TrainedWeights):
     """A network that clients train by turns, each on its own samples.
 
     Attributes:
@@ -56,12 +59,6 @@ class Federation(ABC):
             stay.
     """
 
-    name: ClassVar[str]
-    role: ClassVar[Role] = "baseline"
-    kind: ClassVar[Kind] = "weights"
-    searches: ClassVar[bool] = False
-    per_seed: ClassVar[bool] = True
-
     clients: int = 10
     dirichlet: float | None = None
     participants: int | None = None
@@ -74,19 +71,12 @@ class Federation(ABC):
     def __post_init__(self) -> None:
         lowest = {"clients": 1, "rounds": 1, "epochs": 1, "batch_size": 2}
         for name, least in lowest.items():
-            if not getattr(self, name) >= least:
-                msg = f"{name}={getattr(self, name)} must be at least {least}"
-                raise ConfigError(msg)
+            check_at_least(name, getattr(self, name), least)
         for name in ("dirichlet", "lr"):
-            if getattr(self, name) is not None and not 0.0 < getattr(self, name) < float("inf"):
-                msg = f"{name}={getattr(self, name)} must be positive"
-                raise ConfigError(msg)
-        if not 1 <= (self.participants or self.clients) <= self.clients or self.participants == 0:
-            msg = f"participants={self.participants} must lie between 1 and {self.clients} clients"
-            raise ConfigError(msg)
-        if self.start not in ("fresh", "given"):
-            msg = f"start={self.start!r} is none of fresh, given"
-            raise ConfigError(msg)
+            check_positive(name, getattr(self, name))
+        if self.participants is not None:
+            check_range("participants", self.participants, 1, self.clients)
+        check_choice("start", self.start, ("fresh", "given"))
 
     @abstractmethod
     def schedule(self, sparsity: float) -> Schedule | None:
@@ -104,26 +94,15 @@ class Federation(ABC):
 
     def check_network(self, problem: Problem) -> None:
         """Say what it cannot serve, whoever has the samples; see ``check``."""
-        model = unwrap(problem.task.model)
-        pattern = check_weights(prunable_weights(model), problem.budget)
-        if pattern.kind != "unstructured" or problem.budget.sparsity is None:
-            msg = f"{self.name} prunes single weights of all layers: give a sparsity, no pattern"
-            raise BudgetError(msg)
+        self.check_sparsity(problem)
         if self.start == "fresh":
-            check_fresh(model)
-        else:
-            self._check_zeros(model, problem.budget.sparsity)
+            check_fresh(unwrap(problem.task.model))
+        elif self.schedule(0.0) is not None:
+            super().check(problem)
 
     def data(self, problem: Problem) -> Sequence[ClientData]:
         """Return what each client has of the task's samples."""
         return client_data(problem.task, self.clients, self.dirichlet, problem.seed)
-
-    def _check_zeros(self, model: nn.Module, sparsity: float) -> None:
-        """Raise BudgetError if more of a network is zero already."""
-        zeros = hold_zeros(first_server(model)).mask.sparsity
-        if self.schedule(sparsity) is not None and sparsity < zeros:
-            msg = f"sparsity={sparsity:g} is below {zeros:.4f}, which is zero already: give more"
-            raise BudgetError(msg)
 
     def prune(self, problem: Problem) -> Result:
         """Train for all rounds; an interrupted federation goes on after its last round."""
@@ -157,14 +136,14 @@ class Federation(ABC):
     def conductor(self, problem: Problem, network: nn.Module) -> Conductor:
         """Return the server over all rounds, after the last one that a folder knows."""
         server, done = hold_zeros(first_server(network)), Progress(versions=[0] * self.clients)
-        identity = self._identity(problem, network)
+        identity = self.identity(problem, train=problem.task.train.fingerprint())
         path = None if problem.folder is None else problem.folder / f"{self.name}.safetensors"
         if path is not None and path.exists():
             server, done = read_checkpoint(path, identity, server, self.clients)
 
         def keep(server: Server, done: Progress) -> None:
             if path is not None:
-                write_bytes(path, checkpoint_bytes(identity, server, done))
+                write_checkpoint(path, identity, server, done)
             if problem.progress is not None:
                 told = f"round {server.round} of {self.rounds}, loss {done.losses[-1]:.3f}"
                 problem.progress(100 * server.round // self.rounds, told)
@@ -189,18 +168,6 @@ class Federation(ABC):
         details = {name: done[name] for name in ("bytes_up", "bytes_down", "losses")}
         return Result(mask=conductor.server.mask, model=network, details=details)
 
-    def _identity(self, problem: Problem, network: nn.Module) -> dict[str, Any]:
-        """Return what tells a federation from others, as JSON values."""
-        given = {
-            "method": self.name,
-            "options": asdict(self),
-            "seed": problem.seed,
-            "budget": problem.budget.as_dict(),
-            "network": parameter_digest(network),
-            "train": problem.task.train.fingerprint(),
-        }
-        return dict(json.loads(json.dumps(given)))
-
 
 @dataclass(frozen=True, kw_only=True)
 class FedMap(Federation):
@@ -222,9 +189,9 @@ class FedMap(Federation):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not (self.every >= 1 and 0.0 < self.until <= 1.0):
-            msg = f"every={self.every} must be at least 1, until={self.until} lie in (0, 1]"
-            raise ConfigError(msg)
+        check_at_least("every", self.every, 1)
+        check_positive("until", self.until)
+        check_at_most("until", self.until, 1.0)
 
     def schedule(self, sparsity: float) -> Schedule:
         """Return the geometric schedule of its stages."""

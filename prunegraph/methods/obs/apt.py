@@ -13,6 +13,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
+from prunegraph.core.checks import check_choice
 from prunegraph.core.errors import ConfigError
 from prunegraph.core.pattern import Pattern
 from prunegraph.core.tensors import all_but_least
@@ -47,9 +48,7 @@ class APT(BlockwiseMethod):
     def __post_init__(self) -> None:
         super().__post_init__()
         for name, valid in (("mask", ("s", "m", "staged")), ("update", ("s", "m"))):
-            if getattr(self, name) not in valid:
-                msg = f"{name}={getattr(self, name)!r} is none of {', '.join(valid)}"
-                raise ConfigError(msg)
+            check_choice(name, getattr(self, name), valid)
         if self.mask == "staged" and self.update == "s":
             msg = "a staged mask changes all weights between its stages: give update=m"
             raise ConfigError(msg)

@@ -1,11 +1,9 @@
 """What methods share that see what each matrix reads: the walk, the budget, exact numbers."""
 
-import dataclasses
-from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from abc import abstractmethod
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,15 +12,15 @@ from torch.utils._pytree import tree_leaves
 from prunegraph.core.errors import ConfigError
 from prunegraph.core.pattern import Pattern
 from prunegraph.core.precision import autocasting
-from prunegraph.core.tensors import parameter_digest
 from prunegraph.core.weight_mask import WeightMask
 from prunegraph.graph import copy_network, unwrap
 from prunegraph.graph.module_sizes import slim_all_attentions
 from prunegraph.layerwise.blocks import BlockWalk, Matrix
 from prunegraph.layerwise.solve import Hessian
 from prunegraph.layerwise.weights import prunable_weights
-from prunegraph.methods.method import Kind, Problem, Result, Role
+from prunegraph.methods.method import Problem, Result
 from prunegraph.methods.obs.choose import check_weights, divide_zeros
+from prunegraph.methods.weights import WeightMethod
 
 BATCH = 8
 """Samples of a batch of calibration data, at most."""
@@ -32,7 +30,7 @@ TOKENS = 1024
 
 
 @dataclass(frozen=True)
-class BlockwiseMethod(ABC):
+class BlockwiseMethod(WeightMethod):
     """A method that prunes one matrix after the other, by the Hessian of what it reads.
 
     A method is a name and ``prune_matrix``.
@@ -43,12 +41,6 @@ class BlockwiseMethod(ABC):
             ``"model.layers.*"``; empty: found by themselves.
     """
 
-    name: ClassVar[str]
-    role: ClassVar[Role] = "baseline"
-    kind: ClassVar[Kind] = "weights"
-    searches: ClassVar[bool] = False
-    per_seed: ClassVar[bool] = True
-
     damping: float = 0.01
     blocks: str = ""
 
@@ -56,10 +48,6 @@ class BlockwiseMethod(ABC):
         if not 0.0 < self.damping <= 1.0:
             msg = f"damping={self.damping} must lie in (0, 1]: 0.01 is usual"
             raise ConfigError(msg)
-
-    def check(self, problem: Problem) -> None:
-        """Raise BudgetError or ModelError if the network's weights cannot meet the budget."""
-        check_weights(prunable_weights(unwrap(problem.task.model)), problem.budget)
 
     @abstractmethod
     def prune_matrix(
@@ -102,7 +90,7 @@ class BlockwiseMethod(ABC):
             forward,
             blocks=self.blocks or None,
             folder=problem.folder,
-            identity=self._identity(problem),
+            identity=self.identity(problem, calibration=problem.calibration.fingerprint()),
             progress=problem.progress and partial(_report, problem.progress),
         )
         keep = walk.run(lambda matrix: self._prune(matrix, zeros[matrix.name], pattern, errors))
@@ -134,17 +122,6 @@ class BlockwiseMethod(ABC):
         changed, keep = (torch.cat(items) for items in zip(*results, strict=True))
         return changed, keep
 
-    def _identity(self, problem: Problem) -> Mapping[str, Any]:
-        return {
-            "method": self.name,
-            "options": {
-                field.name: getattr(self, field.name) for field in dataclasses.fields(self)
-            },
-            "network": parameter_digest(unwrap(problem.task.model)),
-            "budget": problem.budget.as_dict(),
-            "calibration": problem.calibration.fingerprint(),
-        }
-
 
 def _batch_size(problem: Problem) -> int:
     """Return how many samples are run at once; integers are tokens, or labels."""
@@ -154,5 +131,5 @@ def _batch_size(problem: Problem) -> int:
     return max(min(BATCH, TOKENS // max(tokens, 1)), 1)
 
 
-def _report(progress: Any, done: int, total: int, seconds: float) -> None:
-    progress(100 * done // total, f"block {done} of {total}, about {seconds:.0f} s left")
+def _report(progress: Any, done: int, total: int) -> None:
+    progress(100 * done // total, f"block {done} of {total}")

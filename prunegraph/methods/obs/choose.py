@@ -21,16 +21,13 @@ def check_weights(weights: Mapping[str, PrunableWeight], budget: Budget) -> Patt
         budget: a sparsity.
 
     Raises:
-        BudgetError: it is a budget of channels or of whole rows, or the inputs of a layer are no
+        BudgetError: it is a budget of channels, or the inputs of a layer are no
             multiple of the groups of an n:m pattern.
     """
     if budget.kind != "weights":
         msg = f"a method of single weights needs a sparsity, the budget is {budget.as_dict()}"
         raise BudgetError(msg)
     pattern = UNSTRUCTURED if budget.pattern is None else Pattern.parse(budget.pattern)
-    if pattern.kind == "rows":
-        msg = "pattern=rows removes outputs, not inputs: give columns, n:m as 2:4, or none"
-        raise BudgetError(msg)
     for name, weight in weights.items():
         if pattern.kind == "n:m" and weight.num_inputs % pattern.group:
             msg = (

@@ -16,31 +16,25 @@ from prunegraph.core.tensors import all_but_least
 from prunegraph.core.weight_mask import WeightMask
 from prunegraph.graph import unwrap
 from prunegraph.layerwise.weights import prunable_weights
-from prunegraph.methods.method import Kind, Problem, Result, Role
+from prunegraph.methods.method import Problem, Result
 from prunegraph.methods.obs.choose import (
     all_but_least_columns,
     best_of_groups,
     check_weights,
     divide_zeros,
 )
+from prunegraph.methods.weights import WeightMethod
 
 
 @dataclass(frozen=True)
-class Magnitude:
+class Magnitude(WeightMethod):
     """Removes the weights of least absolute value in each layer; reads no data.
 
     Of columns it removes those of least norm.
     """
 
     name: ClassVar[str] = "magnitude"
-    role: ClassVar[Role] = "baseline"
-    kind: ClassVar[Kind] = "weights"
-    searches: ClassVar[bool] = False
     per_seed: ClassVar[bool] = False
-
-    def check(self, problem: Problem) -> None:
-        """Raise BudgetError or ModelError if the network's weights cannot meet the budget."""
-        check_weights(prunable_weights(unwrap(problem.task.model)), problem.budget)
 
     def prune(self, problem: Problem) -> Result:
         """Choose the mask; runs no network."""

@@ -12,6 +12,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from prunegraph.core.checks import check_at_least
 from prunegraph.core.errors import ConfigError
 from prunegraph.core.pattern import UNSTRUCTURED, Pattern
 from prunegraph.core.tensors import all_but_least
@@ -37,9 +38,7 @@ class Thanos(BlockwiseMethod):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.block_size < 1:
-            msg = f"block_size={self.block_size} must be at least 1 column"
-            raise ConfigError(msg)
+        check_at_least("block_size", self.block_size, 1)
         if not 0.0 <= self.outlier_rows < 1.0:
             msg = f"outlier_rows={self.outlier_rows} must lie in [0, 1): it is a share of the rows"
             raise ConfigError(msg)

@@ -5,11 +5,9 @@ split of search rows that candidates are judged on (the code takes the developme
 level), the loss in place of the score, and steps that all rows share.
 """
 
-import hashlib
-import json
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
@@ -17,16 +15,16 @@ import torch
 from torch import nn
 
 from prunegraph.core.budget import Budget
-from prunegraph.core.errors import BudgetError, ConfigError
+from prunegraph.core.checks import check_at_least, check_positive, check_range
+from prunegraph.core.errors import BudgetError
 from prunegraph.core.masks import BoolArray, Float64Array
-from prunegraph.core.tensors import parameter_digest
 from prunegraph.core.weight_mask import WeightMask
 from prunegraph.graph import copy_network, unwrap
 from prunegraph.layerwise.weights import prunable_weights
-from prunegraph.methods.method import Kind, Problem, Result, Role
-from prunegraph.methods.obs.choose import check_weights
+from prunegraph.methods.method import Problem, Result, Role
 from prunegraph.methods.randomized.draw import divide_kept, inclusion, largest, most_drawn
 from prunegraph.methods.randomized.run import Recipe, Selection
+from prunegraph.methods.weights import TrainedWeights, nonzero_mask
 
 LEVELS = (0.54, 0.83, 0.92, 0.9375)
 """Sparsities on the way, as in the paper's code; those below the one that is asked for."""
@@ -42,7 +40,7 @@ Candidate = Callable[[np.random.Generator], WeightMask]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Levels(ABC):
+class Levels(TrainedWeights):
     """A network that is pruned level by level and trained in each, by AdamW with distillation.
 
     Attributes:
@@ -54,11 +52,6 @@ class Levels(ABC):
         distill: share of the dense network's outputs in the loss, in [0, 1].
     """
 
-    name: ClassVar[str]
-    role: ClassVar[Role] = "baseline"
-    kind: ClassVar[Kind] = "weights"
-    searches: ClassVar[bool] = False
-    per_seed: ClassVar[bool] = True
     selects: ClassVar[bool] = True
     """Whether there are candidates; else their steps go to the training of the one mask."""
 
@@ -72,15 +65,9 @@ class Levels(ABC):
     def __post_init__(self) -> None:
         lowest = {"candidates": 1, "early": 0, "steps": 1, "batch_size": 2}
         for name, least in lowest.items():
-            if not getattr(self, name) >= least:
-                msg = f"{name}={getattr(self, name)} must be at least {least}"
-                raise ConfigError(msg)
-        if self.lr is not None and not 0.0 < self.lr < float("inf"):
-            msg = f"lr={self.lr} must be positive"
-            raise ConfigError(msg)
-        if not 0.0 <= self.distill <= 1.0:
-            msg = f"distill={self.distill} must lie in [0, 1]"
-            raise ConfigError(msg)
+            check_at_least(name, getattr(self, name), least)
+        check_positive("lr", self.lr)
+        check_range("distill", self.distill, 0.0, 1.0)
 
     @abstractmethod
     def candidate(
@@ -100,23 +87,11 @@ class Levels(ABC):
         Raises:
             BudgetError: the budget is no sparsity, has a pattern, or more is zero already.
         """
-        model = unwrap(problem.task.model)
-        weights = prunable_weights(model)
-        pattern = check_weights(weights, problem.budget)
-        if pattern.kind != "unstructured" or problem.budget.sparsity is None:
-            msg = f"{self.name} prunes single weights: give a sparsity, no pattern"
-            raise BudgetError(msg)
-        left = nonzero_mask(model)
-        if problem.budget.sparsity < left.sparsity:
-            msg = (
-                f"sparsity={problem.budget.sparsity} is less than is zero already "
-                f"({left.sparsity:.4f}): ask for more, or give the dense network"
-            )
-            raise BudgetError(msg)
-        if left.size - round(problem.budget.sparsity * left.size) < len(weights):
-            msg = (
-                f"sparsity={problem.budget.sparsity} leaves some layers without a weight: ask less"
-            )
+        super().check(problem)
+        weights, sparsity = prunable_weights(unwrap(problem.task.model)), problem.budget.sparsity
+        size = sum(weight.size for weight in weights.values())
+        if size - round((sparsity or 0.0) * size) < len(weights):
+            msg = f"sparsity={sparsity} leaves some layers without a weight: ask less"
             raise BudgetError(msg)
 
     def prune(self, problem: Problem) -> Result:
@@ -124,12 +99,16 @@ class Levels(ABC):
         self.check(problem)
         model = copy_network(unwrap(problem.task.model))
         problem.task.place_model(model, next(model.parameters()).device)
-        first = nonzero_mask(model)
+        first, search = nonzero_mask(model), problem.task.search
         run = Selection(
             problem=problem,
             recipe=self._recipe(model),
             name=self.name,
-            identity=self._identity(problem),
+            identity=self.identity(
+                problem,
+                train=problem.task.train.fingerprint(),
+                search=None if search is None else search.fingerprint(),
+            ),
             model=model,
             mask=first,
             levels=levels_to(problem.budget, first.sparsity),
@@ -156,19 +135,6 @@ class Levels(ABC):
         }
         return self.candidate(values, mask, mask.size - round(sparsity * mask.size))
 
-    def _identity(self, problem: Problem) -> str:
-        """Return what tells a run from others."""
-        search = problem.task.search
-        given = {
-            "options": asdict(self),
-            "seed": problem.seed,
-            "budget": problem.budget.as_dict(),
-            "network": parameter_digest(unwrap(problem.task.model)),
-            "train": problem.task.train.fingerprint(),
-            "search": None if search is None else search.fingerprint(),
-        }
-        return hashlib.sha256(json.dumps(given, sort_keys=True).encode()).hexdigest()[:16]
-
 
 @dataclass(frozen=True, kw_only=True)
 class Randomized(Levels):
@@ -190,9 +156,8 @@ class Randomized(Levels):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.draws < 1 or not 0.0 <= self.exponent < float("inf"):
-            msg = f"draws={self.draws} must be at least 1, exponent={self.exponent} at least 0"
-            raise ConfigError(msg)
+        check_at_least("draws", self.draws, 1)
+        check_at_least("exponent", self.exponent, 0)
 
     def candidate(
         self, values: Mapping[str, Float64Array], alive: WeightMask, kept: int
@@ -224,9 +189,7 @@ class RandomizedShares(Levels):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0.0 <= self.spread < float("inf"):
-            msg = f"spread={self.spread} must be at least 0"
-            raise ConfigError(msg)
+        check_at_least("spread", self.spread, 0)
 
     def candidate(
         self, values: Mapping[str, Float64Array], alive: WeightMask, kept: int
@@ -294,12 +257,6 @@ def rms(model: nn.Module) -> float:
     weights = [model.get_parameter(name).detach().flatten() for name in prunable_weights(model)]
     values = torch.cat(weights).double()
     return float(values[values != 0.0].square().mean().sqrt())
-
-
-def nonzero_mask(model: nn.Module) -> WeightMask:
-    """Return the mask of the prunable weights that are not zero."""
-    names = prunable_weights(model)
-    return WeightMask({name: (model.get_parameter(name).detach() != 0.0).cpu() for name in names})
 
 
 def even_counts(alive: WeightMask, kept: int) -> dict[str, int]:

@@ -2,22 +2,21 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
 from scipy.stats import spearmanr
-from torch import Tensor, nn
+from torch import nn
 
-from prunegraph.core.errors import ArtefactError
-from prunegraph.core.files import write_bytes
-from prunegraph.core.reading import checked, parse_json
 from prunegraph.core.splits import ReadyBatches, SearchSplit, TrainSplit
-from prunegraph.core.tensors import load_state, read_safetensors, state_tensors, to_safetensors
+from prunegraph.core.states import part_of, read_state, told_as_damage, write_state
+from prunegraph.core.task import with_parts
+from prunegraph.core.tensors import load_state, state_tensors
 from prunegraph.core.weight_mask import WeightMask
 from prunegraph.graph import copy_network, unwrap
 from prunegraph.layerwise.recalibrate import recalibrate_on
@@ -114,7 +113,7 @@ class Selection:
     problem: Problem
     recipe: Recipe
     name: str
-    identity: str
+    identity: dict[str, Any]
     model: nn.Module
     mask: WeightMask
     levels: tuple[float, ...]
@@ -186,7 +185,7 @@ class Selection:
         model = copy_network(self.model)
         folder = self.problem.folder
         path = None if folder is None else folder / f"{self.name}-training.safetensors"
-        name = f"{self.identity} {name}"
+        name = f"{json.dumps(self.identity, sort_keys=True)} {name}"
         self._fit(level, model, mask, self.recipe.steps, "final", checkpoint=path, name=name)
         if path is not None:
             path.unlink(missing_ok=True)
@@ -199,7 +198,7 @@ class Selection:
         train = samples(task.train, steps, recipe.batch_size, self._seed(what, level))
         finetune(
             model,
-            replace(cast(Any, task), train=train),
+            with_parts(task, train=train),
             recipe.config(),
             seed=self._seed("order", level),
             teacher=unwrap(task.model) if recipe.distill else None,
@@ -250,10 +249,8 @@ class Selection:
     def _save(self) -> None:
         """Write what is done, and say how far that is."""
         if self._path is not None:
-            tensors = {f"model.{n}": t for n, t in state_tensors(self.model).items()}
-            tensors |= {f"mask.{n}": t for n, t in self.mask.packed().items()}
-            record = {"identity": self.identity, "done": asdict(self.done)}
-            write_bytes(self._path, to_safetensors(tensors, {"levels": json.dumps(record)}))
+            parts = {"model": state_tensors(self.model), "mask": self.mask.packed()}
+            write_state(self._path, "run", self.identity, asdict(self.done), parts)
         if self.problem.progress is not None:
             several, levels = self.recipe.candidates > 1, len(self.levels)
             early, others = (levels * several * self.recipe.candidates, self.recipe.candidates - 1)
@@ -271,29 +268,15 @@ class Selection:
         """
         if self._path is None or not self._path.exists():
             return
-        tensors, metadata = read_safetensors(self._path)
-        where = str(self._path)
-        text = checked(metadata, {"levels": str}, where)["levels"]
-        record = checked(parse_json(text, self._path), {"identity": str, "done": Done}, where)
-        if record["identity"] != self.identity:
-            msg = f"{where} is of another run, other options, seed or data: delete it"
-            raise ArtefactError(msg)
-        done: Done = record["done"]
+        done: Done
+        done, tensors = read_state(self._path, "run", self.identity, Done)
         begun = (done.level, done.level + 1) if self.recipe.candidates > 1 else (0,)
-        try:
-            mask = self.mask.unpacked({n: tensors[f"mask.{n}"] for n in self.mask.keep})
+        with told_as_damage(self._path):
+            mask = self.mask.unpacked(part_of(tensors, "mask"))
             if not 0 <= done.level <= len(self.levels) or len(done.early) not in begun:
                 raise ValueError
-        except (KeyError, ValueError) as error:
-            msg = f"{where} is damaged: delete it to start over"
-            raise ArtefactError(msg) from error
-        load_state(self.model, of_model(tensors), self._path)
+        load_state(self.model, part_of(tensors, "model"), self._path)
         self.mask, self.done = mask, done
-
-
-def of_model(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the tensors of the network among those of a file."""
-    return {n.removeprefix("model."): t for n, t in tensors.items() if n.startswith("model.")}
 
 
 def samples(train: TrainSplit, steps: int, batch_size: int, seed: int) -> TrainSplit:

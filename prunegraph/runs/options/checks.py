@@ -14,20 +14,6 @@ def check_usable(name: str, value: object) -> None:
         raise ConfigError(msg)
 
 
-def check_at_least(name: str, value: float | None, least: float) -> None:
-    """Raise ConfigError if ``value`` is given and below ``least``."""
-    if value is not None and not value >= least:
-        msg = f"{name}={value} must be at least {least}"
-        raise ConfigError(msg)
-
-
-def check_at_most(name: str, value: float | None, most: float) -> None:
-    """Raise ConfigError if ``value`` is given and above ``most``."""
-    if value is not None and not value <= most:
-        msg = f"{name}={value} must be at most {most}"
-        raise ConfigError(msg)
-
-
 def check_trusted(
     name: str, given: str | None, path: Path, option: str = "arch", others: str = ""
 ) -> None:

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, ClassVar
 
+from prunegraph.core.checks import check_at_least
 from prunegraph.core.errors import ConfigError
-from prunegraph.runs.options.checks import check_at_least
 from prunegraph.runs.options.config import (
     ApplyConfig,
     NetworkConfig,

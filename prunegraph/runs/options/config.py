@@ -16,10 +16,10 @@ import tyro
 
 from prunegraph.agent.options import AgentOptions
 from prunegraph.core.budget import AttentionUnit, Budget
+from prunegraph.core.checks import check_at_least, check_at_most, check_range
 from prunegraph.core.errors import ConfigError
 from prunegraph.core.reading import MAX_IMAGE_SIZE
-from prunegraph.rewards.config import check_range
-from prunegraph.runs.options.checks import check_at_least, check_at_most, check_usable
+from prunegraph.runs.options.checks import check_usable
 from prunegraph.runs.options.help import HIDDEN, Section
 from prunegraph.runs.options.tasks import IMAGES, TaskOptions
 

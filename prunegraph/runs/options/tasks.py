@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar
 
 import tyro
 
-from prunegraph.runs.options.checks import check_at_least
+from prunegraph.core.checks import check_at_least
 from prunegraph.runs.options.help import HIDDEN, Section
 
 DATASETS = "datasets:"
@@ -18,7 +18,7 @@ IMAGES = "image_classification"
 
 @dataclass(frozen=True, kw_only=True)
 class TaskOptions:
-    """What networks are for; which of these options a task takes, ``runs/tasks.py`` says.
+    """What networks are for; which of these options a task takes, ``runs/tasks`` says.
 
     Attributes:
         task: image_classification; causal_lm, a language model whose --weights is a folder that

@@ -7,9 +7,9 @@ from typing import Annotated, ClassVar, Literal
 
 import tyro
 
+from prunegraph.core.checks import check_at_least
 from prunegraph.core.errors import ConfigError
 from prunegraph.core.user_code import is_factory
-from prunegraph.runs.options.checks import check_at_least
 from prunegraph.runs.options.config import CommonConfig, NetworkConfig
 
 OF_A_NETWORK = (

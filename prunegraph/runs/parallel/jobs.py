@@ -40,7 +40,7 @@ from prunegraph.runs.parallel.ray_pool import RayPool
 from prunegraph.runs.plan import applied_policy
 from prunegraph.runs.predicted_latency import with_prediction
 from prunegraph.runs.target import Target
-from prunegraph.runs.tasks import load_target
+from prunegraph.runs.tasks.registry import load_target
 from prunegraph.training.distributed import current_ranks
 
 Result = TypeVar("Result")

@@ -27,7 +27,7 @@ from prunegraph.runs.predicted_latency import predicting
 from prunegraph.runs.report.report import machine, machine_differences, read_report, read_rows
 from prunegraph.runs.report.verdict import ACCURACIES, DENSE, MethodRow, Unit
 from prunegraph.runs.store import read_masks
-from prunegraph.runs.tasks import load_begun
+from prunegraph.runs.tasks.registry import load_begun
 from prunegraph.runs.verify.rows import (
     Check,
     candidates_of,

@@ -137,16 +137,9 @@ def test_groups_that_do_not_divide_the_inputs_are_refused() -> None:
         magnitude_mask(odd, Budget(pattern="2:4"))
 
 
-@pytest.mark.parametrize(
-    ("budget", "message"),
-    [
-        (Budget(keep_macs=0.5), "needs a sparsity, the budget is {'keep_macs': 0.5}"),
-        (Budget(sparsity=0.5, pattern="rows"), "pattern=rows removes outputs"),
-    ],
-)
-def test_other_budgets_are_refused(budget: Budget, message: str) -> None:
-    with pytest.raises(BudgetError, match=message):
-        magnitude_mask(mlp(), budget)
+def test_other_budgets_are_refused() -> None:
+    with pytest.raises(BudgetError, match=r"needs a sparsity, the budget is {'keep_macs': 0.5}"):
+        magnitude_mask(mlp(), Budget(keep_macs=0.5))
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])

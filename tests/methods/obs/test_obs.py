@@ -173,7 +173,7 @@ def test_whole_columns_go(name: str) -> None:
     [
         (lambda: APT(mask="x"), "mask='x' is none of s, m, staged"),  # type: ignore[arg-type]
         (lambda: APT(mask="staged", update="s"), "give update=m"),
-        (lambda: Thanos(block_size=0), "at least 1 column"),
+        (lambda: Thanos(block_size=0), "block_size=0 must be at least 1"),
         (lambda: Thanos(outlier_rows=1.0), "outlier_rows=1.0 must lie in"),
         (lambda: Wanda(damping=0.0), "damping=0.0 must lie in"),
     ],

@@ -233,7 +233,7 @@ def test_options_out_of_range_are_refused(given: dict[str, Any]) -> None:
 
 def test_what_cannot_be_served_is_refused_before_any_work(digits: Dataset) -> None:
     for given in ({"draws": 0}, {"exponent": -1.0}):
-        with pytest.raises(ConfigError, match="draws="):
+        with pytest.raises(ConfigError, match=f"{next(iter(given))}="):
             Randomized(**given)
     with pytest.raises(ConfigError, match="spread="):
         replace(make_method("randomized_shares"), spread=-1.0)

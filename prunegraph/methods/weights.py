@@ -1,0 +1,85 @@
+"""What methods of single weights share: what they say of themselves, what they cannot serve."""
+
+import json
+from abc import ABC, abstractmethod
+from dataclasses import asdict
+from typing import Any, ClassVar
+
+from torch import nn
+
+from prunegraph.core.errors import BudgetError
+from prunegraph.core.tensors import parameter_digest
+from prunegraph.core.weight_mask import WeightMask
+from prunegraph.graph import unwrap
+from prunegraph.layerwise.weights import prunable_weights
+from prunegraph.methods.method import Kind, Problem, Result, Role
+from prunegraph.methods.obs.choose import check_weights
+
+
+class WeightMethod(ABC):
+    """What most of them are: a dataclass of options, a baseline that runs no pruned networks."""
+
+    name: ClassVar[str]
+    role: ClassVar[Role] = "baseline"
+    kind: ClassVar[Kind] = "weights"
+    searches: ClassVar[bool] = False
+    per_seed: ClassVar[bool] = True
+
+    def check(self, problem: Problem) -> None:
+        """Raise BudgetError or ModelError if the network's weights cannot meet the budget."""
+        check_weights(prunable_weights(unwrap(problem.task.model)), problem.budget)
+
+    @abstractmethod
+    def prune(self, problem: Problem) -> Result:
+        """Choose the mask."""
+
+    def identity(self, problem: Problem, **data: Any) -> dict[str, Any]:
+        """Return what tells a run from others, as JSON values.
+
+        Args:
+            problem: what it is given.
+            data: fingerprints of the samples that it sees.
+        """
+        given = {
+            "method": self.name,
+            **asdict(self),  # type: ignore[call-overload]  # each is a dataclass
+            "seed": problem.seed,
+            "budget": problem.budget.as_dict(),
+            "network": parameter_digest(unwrap(problem.task.model)),
+            **data,
+        }
+        return dict(json.loads(json.dumps(given)))
+
+
+class TrainedWeights(WeightMethod):
+    """A method that trains a network while single weights go, of all layers together."""
+
+    def check(self, problem: Problem) -> None:
+        """Say before any work what it cannot serve.
+
+        Raises:
+            BudgetError: the budget is no sparsity, has a pattern, or asks for fewer zeros than
+                there are.
+        """
+        self.check_sparsity(problem)
+        sparsity, zeros = problem.budget.sparsity or 0.0, nonzero_mask(problem.task.model).sparsity
+        if sparsity < zeros:
+            msg = (
+                f"{zeros:.2%} of the weights of {problem.task.name} are zero already, "
+                f"sparsity={sparsity:g} asks for fewer: give a higher one"
+            )
+            raise BudgetError(msg)
+
+    def check_sparsity(self, problem: Problem) -> None:
+        """Raise BudgetError if the budget is no sparsity, or has a pattern."""
+        super().check(problem)
+        if problem.budget.sparsity is None or problem.budget.pattern not in (None, "unstructured"):
+            msg = f"{self.name} prunes single weights of all layers: give a sparsity, no pattern"
+            raise BudgetError(msg)
+
+
+def nonzero_mask(model: nn.Module) -> WeightMask:
+    """Return the mask of the prunable weights that are not zero."""
+    model = unwrap(model)
+    names = prunable_weights(model)
+    return WeightMask({name: (model.get_parameter(name).detach() != 0.0).cpu() for name in names})

@@ -1,0 +1,1 @@
+"""Tasks on the command line: a file a task, an entry in ``registry`` each."""

@@ -1,0 +1,61 @@
+"""What a task says of itself to the commands."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from prunegraph.artefacts.pruned import PrunedInfo
+from prunegraph.core.budget import Budget
+from prunegraph.core.task import Task
+from prunegraph.graph import ExampleInputs, StructureGraph
+from prunegraph.runs.options.config import NetworkConfig
+from prunegraph.runs.prepare import check_network, structure_of
+from prunegraph.runs.target import Target
+
+
+def random_numbers(info: PrunedInfo, seed: int) -> ExampleInputs:
+    """Return random numbers of the shape that a saved network was analysed on."""
+    return torch.randn(info.example_shape, generator=torch.Generator().manual_seed(seed))
+
+
+def token_numbers(info: PrunedInfo, _seed: int) -> ExampleInputs:
+    """Return tokens of the shape that a saved network was analysed on."""
+    return torch.zeros(info.example_shape, dtype=torch.int64)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskKind:
+    """A kind of task.
+
+    Attributes:
+        load: loads a network with its data, as the options say, for a budget or None.
+        arch: returns the network's name without loading it.
+        options: those that it takes and not all tasks do.
+        build: makes the dense network of a saved one; of what lies in a folder of its own, by that
+            folder, None where the run's options name none.
+        example: inputs of a saved network, with random numbers of a seed.
+    """
+
+    load: Callable[[NetworkConfig, Budget | None], Target]
+    arch: Callable[[NetworkConfig], str]
+    options: frozenset[str]
+    build: Callable[[Path | None, PrunedInfo], nn.Module]
+    example: Callable[[PrunedInfo, int], ExampleInputs]
+
+
+def checked_structure(
+    task: Task, config: NetworkConfig, budget: Budget | None
+) -> StructureGraph | None:
+    """Return the structure of a network where channels are chosen, checked, else None."""
+    structure = structure_of(task.model, task.example_inputs, config, budget)
+    if structure is not None:
+        check_network(task.name, structure)
+    return structure
+
+
+def folder_name(config: NetworkConfig) -> str:
+    """Return the name of a network of transformers: its folder's."""
+    return "embedded" if config.weights is None else config.weights.resolve().name
