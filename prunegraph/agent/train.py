@@ -20,7 +20,6 @@ from prunegraph.agent.threshold import BudgetThreshold
 from prunegraph.agent.vec_env import SelfCompetitionVecEnv, ThreadedVecEnv
 from prunegraph.core.checks import check_at_least
 from prunegraph.core.errors import ConfigError
-from prunegraph.core.files import write_bytes
 from prunegraph.core.masks import FloatArray
 from prunegraph.core.reading import checked
 from prunegraph.graph.graph import StructureGraph
@@ -147,7 +146,7 @@ class Checkpoint:
             "ledgers": {name: asdict(each) for name, each in competition.ledgers.items()},
             "multipliers": {name: asdict(each) for name, each in competition.multipliers.items()},
         }
-        write_bytes(self.path, self._state.to_bytes({}))
+        self._state.write(self.path, {})
         self._written = time.monotonic()
 
 
