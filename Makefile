@@ -2,8 +2,9 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv
 BIN = $(VENV)/bin
+RUN = $(CURDIR)/runs/digits_resnet-clutter-0.25
 
-.PHONY: demo test test-slow endurance check lint types docs format clean
+.PHONY: demo test test-slow endurance check lint types docs pictures format clean
 
 $(VENV)/.installed: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -33,6 +34,12 @@ types: $(VENV)/.installed
 
 docs: $(VENV)/.installed  ## the documentation, in build/docs; warnings are errors
 	$(BIN)/python -m sphinx --quiet --fresh-env --fail-on-warning --keep-going docs build/docs
+
+pictures: docs  ## the README's, of the run of make demo and of an example; needs Debian's chromium
+	cp $(RUN)/plots/widths.png docs/pictures/widths.png
+	cp docs/gallery/images/sphx_glr_05_compare_001.png docs/pictures/compare.png
+	chromium --headless --no-sandbox --disable-gpu --hide-scrollbars --no-first-run --disable-background-networking \
+		--window-size=560,690 --screenshot=docs/pictures/page.png $(RUN)/report.html
 
 check: lint types docs test  ## everything that a change must pass
 

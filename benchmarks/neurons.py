@@ -45,7 +45,10 @@ PLANS: dict[str, list[StruPrune | MaskPrune]] = {
         StruPrune(rounds=0, allocation="softmax", importance="error"),
     ],
     "heads": [StruPrune(rounds=0, heads=True), StruPrune(rounds=4, heads=True)],
-    "gates": [MaskPrune(steps=60, batch_size=1), MaskPrune(steps=60, batch_size=1, lr=0.0)],
+    "gates": [
+        replace(MaskPrune(steps=60, batch_size=1), **given)
+        for given in ({}, {"refit": False}, {"minimax": False}, {"lr": 0.0})
+    ],
 }
 """MaskPrune has gates on neurons alone, and one width for all layers."""
 

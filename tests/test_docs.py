@@ -277,8 +277,42 @@ def test_every_method_is_on_the_page_of_comparisons() -> None:
     assert sorted(part for part in parts if f"`{part}`" not in page) == []
 
 
-def test_the_readme_prunes_to_half(capsys: pytest.CaptureFixture[str]) -> None:
-    code = next(block.code for block in blocks_of(ROOT / "README.md") if block.kind == "python")
-    exec(compile(code, "README.md", "exec"), {})
-    dense, pruned = re.findall(r"[\d,]+", capsys.readouterr().out)[:2]
-    assert int(pruned.replace(",", "")) <= 0.5 * int(dense.replace(",", ""))
+@pytest.mark.parametrize("path", sorted((ROOT / "examples").glob("*.py")))
+def test_an_example_is_short_and_has_a_title(path: Path) -> None:
+    lines = path.read_text(encoding="utf-8").splitlines()
+    assert len(lines) <= 60
+    assert lines[0] == '"""'
+    assert lines[2] == "=" * len(lines[1])
+
+
+def anchors_of(page: Path) -> set[str]:
+    """Return what GitHub and MyST call the headings of a page."""
+    headings = re.findall(r"^#+ (.*)$", BLOCK.sub("", page.read_text(encoding="utf-8")), re.M)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def broken_links(page: Path) -> list[str]:
+    """Return the links of a page that lead to no file of the repository, or to no heading."""
+    text = BLOCK.sub("", page.read_text(encoding="utf-8"))
+    found = []
+    for link in re.findall(r"(?<=\]\()[^)\s]+|(?<=src=\")[^\"]+", text):
+        path, _, anchor = link.partition("#")
+        target = page.parent / path if path else page
+        if "://" not in link and not (
+            target.exists() and (not anchor or anchor in anchors_of(target))
+        ):
+            found.append(link)
+    return found
+
+
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"])
+def test_links_lead_somewhere(page: Path) -> None:
+    assert broken_links(page) == []
+
+
+def test_a_broken_link_is_found(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text(
+        "# One `b`\n[a](#one-b) [b](#two) [c](no.md) [d](https://x) ![e](page.md#one)\n"
+    )
+    assert broken_links(page) == ["#two", "no.md", "page.md#one"]

@@ -65,17 +65,21 @@ PATHWAYS: Homes = {
 }
 """Methods that train a network in several languages while weights go, and their controls."""
 
-TRAINED: Homes = {**FEDERATED, **RANDOMIZED, **PATHWAYS}
-"""Methods that train for minutes: a control of them may be asked for alone too."""
-
-BY_NAME: Homes = {**NEURONS, **WEIGHT_METHODS, **TRAINED}
-"""What a command takes by its name alone: no list of baselines holds them."""
+BY_NAME: Homes = {
+    **NEURONS,
+    **WEIGHT_METHODS,
+    **FEDERATED,
+    **RANDOMIZED,
+    **PATHWAYS,
+    "prior": "methods.controls:PriorControl",
+}
+"""What a command takes by its name alone: no list of baselines holds them. A control among them may
+be asked for alone."""
 
 CLASSES: Homes = {
     **SEARCHES,
     **BY_NAME,
     "agent": "agent.method:AgentSearch",
-    "prior": "methods.controls:PriorControl",
 }
 """Every method that has a class of its own."""
 

@@ -42,7 +42,7 @@ def budgets_of(
         msg = f"unknown schedule {schedule!r}: give {' or '.join(PROGRESS)}"
         raise ConfigError(msg)
     check_at_least("steps", steps, 1)
-    at_once = {"max_latency", "uniform", "depth"} & budget.as_dict().keys()
+    at_once = {"max_latency", "depth"} & budget.as_dict().keys()
     if steps > 1 and at_once:
         msg = f"a budget with {min(at_once)} is met in one step: leave steps out"
         raise BudgetError(msg)
@@ -96,16 +96,20 @@ def narrow_alike(dense: StructureGraph, left: StructureGraph, units: IntArray) -
     """Return a cut network's structure, in which stays what has to stay in the dense one."""
     whole: dict[int, str] = {}
     least: dict[int, int] = {}
+    widths: dict[int, tuple[int, ...]] = {}
     for number, group in enumerate(left.groups):
         own = units[group.units]
-        if not (own >= 0).all():
+        if not (own >= 0).all() or len(np.unique(own)) < len(own):  # a part of a dense unit
             whole[number] = group.frozen or "it cannot be followed into the dense network"
             continue
-        first = dense.groups[int(dense.group_of[own[0]])]
+        origin = int(dense.group_of[own[0]])
+        first = dense.groups[origin]
+        if origin in dense.widths:
+            widths[number] = tuple(width for width in dense.widths[origin] if width <= len(own))
         least[number] = max(group.min_keep, min(first.min_keep, len(own)))
         if group.frozen is None and first.frozen is not None:
             whole[number] = first.frozen
-    return restrict(left, whole, left.widths, least)
+    return restrict(left, whole, widths, least)
 
 
 def joined(

@@ -213,11 +213,13 @@ def _compare_plan(config: CompareConfig) -> Plan:
         groups = {"all": tuple(WEIGHT_METHODS)}
         searches = False
     asked = [method for method in config.methods if method != AGENT]  # which --no-agent leaves out
+    beginnings = _beginnings(config) if searches else ()
     names = [name for method in asked for name in groups.get(method, (method,))]
+    rows = dict.fromkeys([*[AGENT] * searches, *names])
     return Plan(
         command=config.command,
-        methods=tuple(dict.fromkeys([*[AGENT] * searches, *names])),
-        beginnings=_beginnings(config) if searches else (),
+        methods=tuple(name for name in rows if name not in beginnings),
+        beginnings=beginnings,
         seeds=_seeds(config.seed, config.seeds),
         controls=searches,
         finetunes=True,

@@ -49,8 +49,8 @@ from prunegraph.runs.target import Target
 def run_plan(config: RunConfig, console: Console) -> dict[str, Any]:
     """Do what a command asks for, and return the report of the first network."""
     if isinstance(config, TrainConfig) and config.catalogue is not None:
-        report: dict[str, Any] = load("runs.catalogue:run_catalogue")(config, console)
-        return report
+        found: dict[str, Any] = load("runs.catalogue:run_catalogue")(config, console)
+        return found
     plan = make_plan(config)
     applied = applied_policy(config)
     policy = None if applied is None else load("agent.policies:find_policy")(applied)

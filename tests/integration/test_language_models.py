@@ -156,6 +156,18 @@ def test_neurons_are_cut_and_fitted_compared_and_verified(
     assert str(chosen) in capsys.readouterr().err
 
 
+def test_the_prior_lets_whole_sublayers_leave(words: list[str], tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    command = ["prune", "prior", *words, "--keep-params", "0.6", "--depth", "--no-reconstruct"]
+    assert main([*command, "--out", str(out)]) == 0
+    report = json.loads((out / "report.json").read_text())
+    assert report["budget"] == {"keep_params": 0.6, "depth": True}
+    own = next(row for row in report["methods"] if row["name"] == "prior")
+    assert own["role"] == "control"
+    assert own["params"] <= 0.6 * report["dense"]["params"]
+    assert main(["verify", str(out), "--threads", "1"]) == 0
+
+
 def test_methods_of_weights_are_compared_over_seeds_and_a_changed_bit_names_its_file(
     words: list[str],
     tmp_path: Path,

@@ -105,7 +105,6 @@ def test_a_federation_has_a_dense_row_beside_its_own_and_says_what_it_sent(
         ),
         ("netadapt --networks 2", "networks=2 is too few for netadapt"),
         ("policy:nowhere", "no policy nowhere"),
-        ("prior", "unknown method 'prior'"),
     ],
 )
 def test_what_a_method_cannot_do_is_told_before_any_work(
@@ -135,6 +134,7 @@ def test_a_plan_says_which_rows_a_run_must_have() -> None:
     assert compared.rows() == {("cem", 0), ("cem", 1), ("l1/uniform", 0)}
     named = make_plan(CompareConfig(methods=("agent", "cem"), seeds=1))
     assert (named.agent, named.methods) == ("agent", ("agent", "cem"))
+    assert make_plan(CompareConfig(methods=("cem", "prior"), seeds=1)) == named  # it begins there
     assert compared.metric(trained=True) == "test_accuracy_finetuned"
     assert alone.metric(trained=True) == "test_accuracy_recalibrated"
 

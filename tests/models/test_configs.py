@@ -177,6 +177,23 @@ def test_a_config_that_holds_no_other_width_is_refused() -> None:
         within_config(dense, restrict(graph, neurons, {}))
 
 
+@pytest.mark.parametrize(("family", "heads"), [("llama", 1), ("gpt2", 4)])
+def test_a_budget_below_one_unit_a_layer_and_the_heads_that_must_stay_is_refused(
+    family: str, heads: int
+) -> None:
+    dense, inputs = network(family)
+    graph = within_config(dense, pg.analyse(dense, inputs))
+    keep = graph.frozen.copy()
+    for group in (graph.groups[number] for number in graph.free_groups):
+        keep[group.units[:1]] = True
+    least = graph.cost(keep).params / graph.dense_cost.params
+    with pytest.raises(BudgetError, match=r"keep_params=0\.\d+ cannot be met: the least"):
+        uniform_mask(graph, 0.99 * least)
+    small = pg.apply_mask(dense, graph, uniform_mask(graph, least))
+    config: Any = resized_config(small)
+    assert getattr(config, "num_key_value_heads", config.num_attention_heads) == heads
+
+
 def test_shapes_that_compute_something_else_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     dense = tiny_llama()
     other = tiny_llama(rms_norm_eps=0.5).config

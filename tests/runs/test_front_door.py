@@ -154,17 +154,11 @@ def test_the_built_in_fine_tune_runs_between_steps(
     assert tuned.report["pruned"]["score"] > plain.report["pruned"]["score"]
 
 
-@pytest.mark.parametrize(
-    "budget", [pg.Budget(max_latency=9.0), pg.Budget(keep_macs=0.5, uniform=True)]
-)
-def test_limits_that_one_step_meets_take_no_steps(
-    budget: pg.Budget, loader: DataLoader[Any]
+def test_a_limit_that_one_step_meets_takes_no_steps(
+    network: nn.Module, loader: DataLoader[Any]
 ) -> None:
-    torch.manual_seed(0)
-    blocks = nn.Sequential(*(nn.Sequential(nn.Linear(64, 64), nn.ReLU()) for _ in range(3)))
-    model = nn.Sequential(nn.Flatten(), blocks, nn.Linear(64, 10)).eval()
     with pytest.raises(BudgetError, match="is met in one step: leave steps out"):
-        pg.prune(model, "l1/uniform", budget, data=loader, steps=2)
+        pg.prune(network, "l1/uniform", pg.Budget(max_latency=9.0), data=loader, steps=2)
 
 
 def test_depth_leaves_what_has_to_stay(loader: DataLoader[Any]) -> None:

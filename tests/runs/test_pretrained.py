@@ -58,6 +58,26 @@ def test_every_method_keeps_layers_of_a_kind_equally_wide(task: CausalLM, name: 
     assert result.report["budget"] == {"keep_params": 0.8, "uniform": True}
 
 
+def test_steps_keep_what_one_config_can_hold(task: CausalLM, tmp_path: Path) -> None:
+    seen: list[int] = []
+    result = pg.prune(
+        task,
+        "l2/per_mac",
+        pg.Budget(keep_params=0.7, uniform=True),
+        steps=3,
+        between=lambda model, _: seen.append(sum(p.numel() for p in model.parameters())),
+        reconstruct=False,
+    )
+    assert result.report["dense"]["params"] > seen[0] > seen[1] > result.report["pruned"]["params"]
+    assert result.graph is not None
+    assert result.graph.fits(result.mask, pg.Budget(keep_params=0.7, uniform=True))
+    pg.save_pretrained(result, tmp_path / "out")
+    again = transformers.AutoModelForCausalLM.from_pretrained(
+        tmp_path / "out", local_files_only=True
+    )
+    assert torch.equal(logits(again), logits(result.model))
+
+
 def test_transformers_alone_opens_the_folder(uniform: PruneResult, tmp_path: Path) -> None:
     pg.save_pretrained(uniform, tmp_path / "out")
     again = transformers.AutoModelForCausalLM.from_pretrained(

@@ -54,7 +54,7 @@ def surgeon_errors(dense: Dense) -> Float64Array:
         if name in units and layout.num_inputs == len(units[name]) <= MOST_INPUTS
     }
     waiting = Counter(units[name].tobytes() for name in weights)
-    readers: dict[bytes, dict[int, Reader]] = {}
+    readers: dict[bytes, dict[Hessian, Reader]] = {}
     values = np.full(graph.num_units, np.nan)
 
     def note(matrix: Matrix) -> tuple[Tensor, Tensor]:
@@ -62,8 +62,8 @@ def surgeon_errors(dense: Dense) -> Float64Array:
         known = readers.setdefault(own.tobytes(), {})
         parts = matrix.weight.chunk(len(matrix.hessians))
         for part, hessian in zip(parts, matrix.hessians if matrix.seen else (), strict=False):
-            before = known.get(id(hessian))  # query, key and value read the same
-            known[id(hessian)] = Reader.of(part, hessian) if before is None else before.with_(part)
+            before = known.get(hessian)  # query, key and value read the same
+            known[hessian] = Reader.of(part, hessian) if before is None else before.with_(part)
         waiting[own.tobytes()] -= 1
         if not waiting[own.tobytes()] and known:
             unique, column = np.unique(own, return_inverse=True)
@@ -83,21 +83,16 @@ class Reader:
     Attributes:
         weight: ``[C, B]`` float64.
         inverse: ``[B, B]`` float64, of H.
-        hessian: that it is of.
     """
 
     weight: Tensor
     inverse: Tensor
-    hessian: Hessian
 
     @classmethod
     def of(cls, weight: Tensor, hessian: Hessian) -> Self:
         """Return the reader of a weight."""
-        return cls(
-            weight.to(torch.float64, copy=True),
-            hessian.inverse.to(torch.float64, copy=True),
-            hessian,
-        )
+        both = (weight, hessian.inverse)
+        return cls(*(each.to(torch.float64, copy=True) for each in both))
 
     def with_(self, weight: Tensor) -> Self:
         """Return it with the rows of another weight."""

@@ -85,8 +85,12 @@ class _Scaled(nn.Module):
         self._shape = shape
 
     def forward(self, weight: Tensor) -> Tensor:
-        gates = torch.cat([self._gates[0], self._gates[0].new_ones(1)])
-        return weight * gates[self.places].reshape(self._shape)  # type: ignore[index]
+        return weight * self.factors(self._gates[0])
+
+    def factors(self, values: Tensor) -> Tensor:
+        """Return values ``[K]`` of gates as factors of the weight; 1 where it reads no gate."""
+        filled = torch.cat([values, values.new_ones(1)])
+        return filled[self.places].reshape(self._shape)  # type: ignore[index]
 
 
 class Gates:
@@ -100,6 +104,7 @@ class Gates:
         units: ``[K]`` the unit of each gate.
         values: ``[K]`` the gates, all one at first.
         weights: the parameters that they multiply, by name.
+        places: ``[in]`` of each weight the gate of what it reads; K = none.
     """
 
     def __init__(self, model: nn.Module, graph: StructureGraph) -> None:
@@ -111,22 +116,28 @@ class Gates:
         place_of[self.units] = np.arange(len(self.units))
         model.requires_grad_(False)
         self.weights: dict[str, nn.Parameter] = {}
-        self._places: list[tuple[nn.Module, str]] = []
+        self.places: dict[str, IntArray] = {}
+        self._scaled: dict[str, tuple[nn.Module, str, _Scaled]] = {}
         for reader in readers:
             path, _, name = reader.name.rpartition(".")
             module, weight = model.get_submodule(path), model.get_parameter(reader.name)
             shape = [1] * weight.ndim
             shape[reader.axis] = len(reader.units)
-            places = torch.from_numpy(place_of[reader.units]).to(device)
+            self.places[reader.name] = place_of[reader.units]
+            places = torch.from_numpy(self.places[reader.name]).to(device)
             scaled = _Scaled(self.values, places, tuple(shape))
             parametrize.register_parametrization(module, name, scaled, unsafe=True)
-            self._places.append((module, name))
+            self._scaled[reader.name] = module, name, scaled
             weight.requires_grad = True
             self.weights[reader.name] = weight
 
+    def product(self, name: str, values: Tensor) -> Tensor:
+        """Return a weight times values ``[K]`` in place of the gates."""
+        return self.weights[name] * self._scaled[name][2].factors(values)
+
     def fold(self) -> None:
         """Write the products into the weights, and let the network go."""
-        for module, name in self._places:
+        for module, name, _ in self._scaled.values():
             parametrize.remove_parametrizations(module, name, leave_parametrized=True)
 
     def of_kinds(self, graph: StructureGraph, *, apart: bool) -> Iterator[tuple[int, IntArray]]:

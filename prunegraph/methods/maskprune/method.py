@@ -6,13 +6,14 @@ shares ``s``, one for all layers of a kind, solve
 
     min over m, s   max over y, z >= 0   KL(dense || masked) + sum_l y_l B(m_l, s) + z gap(s)
 
-where ``B`` is the mean square of the gates beyond the ``ceil(s n)`` largest of a layer, and ``gap``
+where ``B`` is the mean square of the gates beyond the ``ceil(s n)`` first of a layer, and ``gap``
 is how far the cost at ``s`` is above its target. Everything beyond this line is reconstruction.
 Plain dual ascent winds up. So the target falls from 1 to its value over ``RAMP`` of the steps, and
 ``z`` stands beside a quadratic term (the two multipliers of Xia et al. 2024, "Sheared LLaMA",
-arXiv 2310.06694, section 2.1). The weights that gates multiply are trained with them, since gates
-alone do work that a later fit cannot take over. From ``FIXED`` of the steps on the mask that meets
-the budget stands, and what is left goes on.
+arXiv 2310.06694, section 2.1). Gates alone close units whose work least squares cannot take over:
+they are ranked by the gate and by what a unit's removal costs after least squares (``Refit``). From
+``FIXED`` of the steps on the mask that meets the budget stands, weights make up for what has left,
+and the weights that gates multiply, which are trained from the start, go on.
 """
 
 import dataclasses
@@ -36,12 +37,15 @@ from prunegraph.core.splits import Batch
 from prunegraph.core.tensors import parameter_digest, read_safetensors, to_safetensors
 from prunegraph.graph import StructureGraph, copy_network, evaluation_mode, unwrap
 from prunegraph.graph.apply import apply_mask
+from prunegraph.graph.features import rank_in_group
 from prunegraph.layerwise.recalibrate import recalibrate_on
+from prunegraph.methods.criteria.obs import BATCH_SIZE
 from prunegraph.methods.maskprune.gates import Gates, Shares, gated_units
+from prunegraph.methods.maskprune.refit import Refit
 from prunegraph.methods.method import ChannelMethod, Problem, Result
 from prunegraph.training.schedules import learning_rate_at
 
-RAMP, FIXED = 0.6, 0.8
+RAMP, FIXED = 0.15, 0.2
 """Shares of the steps after which the target is reached, and the mask stands."""
 
 GATE_STEP, MOMENTUM, MOST = 0.01, 0.9, 2.0
@@ -55,6 +59,9 @@ SHARE_STEP, PULL = 0.02, 0.05
 
 LINEAR, QUADRATIC, LAYER = 2.0, 20.0, 0.3
 """Steps of z and y, and weight of the quadratic term of the gap."""
+
+READ = 1000
+"""Values that a weight reads whose learning rate is ``lr``."""
 
 WARMUP = 0.1
 """Share of the steps in which the learning rate of the weights rises."""
@@ -94,7 +101,10 @@ class MaskPrune(ChannelMethod):
             to the target, and gates beyond it shrink at a fixed rate.
         steps: batches that are trained on.
         batch_size: samples a step.
-        lr: largest learning rate of the gated weights (AdamW); 0: they stay, gates alone learn.
+        lr: largest learning rate (AdamW) of gated weights that read 1,000 values, of others in
+            inverse proportion (Yang et al. 2021, arXiv 2203.03466, table 8); 0: gates alone learn.
+        refit: gates compete with what a unit's removal costs by least squares (``Refit``), and when
+            the mask stands, weights make up for what left; else neither.
     """
 
     name: ClassVar[str] = "maskprune"
@@ -103,7 +113,8 @@ class MaskPrune(ChannelMethod):
     minimax: bool = True
     steps: int = 200
     batch_size: int = 4
-    lr: float = 1e-3
+    lr: float = 5e-4
+    refit: bool = True
 
     def __post_init__(self) -> None:
         for name, least in (("steps", 10), ("batch_size", 1)):
@@ -173,9 +184,15 @@ class _Training:
             )
             for kind, places in self.gates.of_kinds(self.graph, apart=budget.uniform)
         ]
-        self.optimizer = torch.optim.AdamW(self.gates.weights.values(), lr=0.0, weight_decay=0.0)
+        groups = [
+            {"params": [weight], "reads": len(self.gates.places[name]) * weight[0, 0].numel()}
+            for name, weight in self.gates.weights.items()
+        ]
+        self.optimizer = torch.optim.AdamW(groups, lr=0.0, weight_decay=0.0)
         self.state = State(shares=[1.0] * len(self.shares.kinds), layers=[0.0] * len(self.pools))
         self.momentum = torch.zeros_like(self.gates.values)
+        self.refit: Refit | None = None
+        self.worth = torch.zeros_like(self.gates.values)
         folder = problem.folder
         self.path = None if folder is None else folder / f"{method.name}.safetensors"
         self.identity = {
@@ -193,6 +210,8 @@ class _Training:
         if self.path is not None and self.path.exists():
             self._read(self.path)
         method, state = self.method, self.state
+        if method.refit and self.standing is None:
+            self._look()
         every = max(method.steps // NUM_CHECKPOINTS, 1)
         for batch in islice(self._batches(), state.step, method.steps):
             if state.step >= FIXED * method.steps and self.standing is None:
@@ -216,6 +235,16 @@ class _Training:
         recalibrate_on(model, self.task, self.problem.calibration)
         return Result(mask=mask, model=model.eval(), details=details)
 
+    def _look(self) -> None:
+        """See what gated weights read in the dense network, and rank the units of each group."""
+        batches = list(self.problem.calibration.batches(BATCH_SIZE))
+        dense = copy_network(self.dense).eval()
+        self.refit = Refit(dense, self.gates.weights, batches, self.task.forward)
+        errors = np.zeros(self.graph.num_units)
+        errors[self.gates.units] = self.refit.errors(self.gates)
+        ranks = rank_in_group(self.graph, errors)[self.gates.units]
+        self.worth = torch.from_numpy(ranks).to(self.gates.values)
+
     def _batches(self) -> Iterator[Batch]:
         """Yield all batches from the first step on, shuffled anew in each pass."""
         split, seed, size = self.problem.calibration, self.problem.seed, self.method.batch_size
@@ -230,7 +259,7 @@ class _Training:
         warmup = round(WARMUP * method.steps)
         rate = learning_rate_at(state.step, steps=method.steps, warmup_steps=warmup, peak=method.lr)
         for group in self.optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * READ / group["reads"]
         batch = self.task.place(batch, self.dense)
         with autocasting(gates.device, wanted=self.task.autocast):
             with evaluation_mode(self.dense):
@@ -287,27 +316,34 @@ class _Training:
 
     def _beyond(self, kind: int, places: Tensor) -> tuple[Tensor, float, float]:
         """Return the places of a pool's gates beyond its target, their mean square, the largest."""
-        values = self.gates.values.detach()[places]
         count = int(np.ceil(self.state.shares[kind] * len(places) - 1e-9))
-        beyond = places[values.argsort(descending=True, stable=True)[count:]]
+        beyond = self._ranked(places)[count:]
         if not len(beyond):
             return beyond, 0.0, 0.0
         last = self.gates.values.detach()[beyond]
-        return beyond, float(last.square().mean()), float(last[0])
+        return beyond, float(last.square().mean()), float(last.max())
+
+    def _ranked(self, places: Tensor) -> Tensor:
+        """Return places of gates in the order in which they stay."""
+        values = (self.gates.values.detach() + self.worth)[places]
+        return places[values.argsort(descending=True, stable=True)]
 
     @torch.no_grad()
     def _fix(self) -> BoolArray:
         """Return the keep bits that meet the budget; from now on no other gate is open."""
         if self.standing is None:
-            values = self.gates.values.detach()
-            margin = np.zeros(len(values))
+            margin = np.zeros(len(self.gates.units))
             for kind, places in self.pools:
-                order = values[places].argsort(descending=True, stable=True)
                 rank = np.arange(len(places)) / len(places)
-                margin[places[order].cpu().numpy()] = self.state.shares[kind] - rank
+                margin[self._ranked(places).cpu().numpy()] = self.state.shares[kind] - rank
             scores = _scores(self.graph, self.gates.units, margin)
             self.standing = self.problem.project(scores).keep
-            self.gates.values *= self._open(self.standing)
+            is_open = self._open(self.standing)
+            if self.refit is None:
+                self.gates.values *= is_open
+            else:
+                self.refit.close(self.gates, is_open)
+                self.refit = None
         return self.standing
 
     def _open(self, keep: BoolArray) -> Tensor:

@@ -16,7 +16,7 @@ from prunegraph.core.files import write_json
 from prunegraph.core.precision import computes_bfloat16
 from prunegraph.core.reading import checked, read_json
 from prunegraph.methods.randomized.run import Record
-from prunegraph.methods.registry import TRAINED
+from prunegraph.methods.registry import BY_NAME
 from prunegraph.runs.folder import RunFolder
 from prunegraph.runs.report.verdict import MethodRow, Metric, Unit, is_method
 
@@ -243,7 +243,7 @@ def _check_parts(content: Mapping[str, Any], path: Path) -> None:
     search = content["search"] or {}
     checked(search.get("seeds", []), list[int], f"{path}: search.seeds")
     rows = read_rows(content)
-    ends = any(is_method(row) or row.name in TRAINED for row in rows)  # a control may be alone
+    ends = any(is_method(row) or row.name in BY_NAME for row in rows)  # a control may be alone
     odd = [
         *["methods"] * (not ends),
         *["groups"] * (len({tuple(sorted(group["scores"])) for group in groups.values()}) > 1),

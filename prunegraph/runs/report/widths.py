@@ -11,6 +11,9 @@ from prunegraph.graph import StructureGraph
 from prunegraph.runs.report.groups import FREE, removed_look, short_name
 from prunegraph.runs.report.style import INK, PAPER, SMALL, new_figure
 
+LANES = (-0.25, 0.0, 0.25)
+"""Where the marks of each rival stand on a bar, in rows, so that equal widths hide no mark."""
+
 
 def draw_widths(
     graph: StructureGraph, mask: ChannelMask, rivals: Mapping[str, Mapping[str, int]] | None = None
@@ -26,10 +29,10 @@ def draw_widths(
     shares = {name: widths[name] / size for name, size in dense.items()}
     figure = _draw(shares, {name: f"{size} → {widths[name]}" for name, size in dense.items()})
     (axes,) = figure.axes
-    for (name, others), marker in zip((rivals or {}).items(), "o^s", strict=False):
+    for (name, others), marker, lane in zip((rivals or {}).items(), "o^s", LANES, strict=False):
         axes.scatter(
             [100 * others[group] / size for group, size in dense.items()],
-            range(len(dense)),
+            np.arange(len(dense)) + lane,
             s=16,
             marker=marker,
             facecolor=PAPER,
@@ -54,7 +57,7 @@ def draw_zeros(mask: WeightMask) -> Figure:
 
 def _draw(kept: Mapping[str, float], told: Mapping[str, str]) -> Figure:
     """Draw a bar for each name, with a word beside it."""
-    figure, axes = new_figure(1.1 + 0.22 * len(kept))
+    figure, axes = new_figure(1.1 + 0.26 * len(kept))
     places = np.arange(len(kept))
     shares = 100 * np.array([*kept.values()])
     axes.barh(places, shares, color=FREE, height=0.72, label="kept")

@@ -202,6 +202,9 @@ def test_a_short_calibration_warns_with_the_number_needed(
 def test_what_it_cannot_serve_is_refused(llama: CausalLM, graph: StructureGraph) -> None:
     with pytest.raises(BudgetError, match=r"cuts neurons alone, which leaves 0\.\d+ .* heads=true"):
         StruPrune().check(problem_of(llama, graph, keep=0.3))
+    for name in ("struprune", "maskprune"):
+        with pytest.raises(BudgetError, match=f"{name} changes weights .*, depth removes some"):
+            pg.prune(llama, name, Budget(keep_params=0.8, depth=True))
     with pytest.raises(ConfigError, match="allocation='even' is none of auto, uniform, softmax"):
         StruPrune(allocation="even")  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="temperature=0"):
