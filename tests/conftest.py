@@ -1,6 +1,7 @@
 """Fixtures that every test may use."""
 
 import gc
+import os
 import re
 import shutil
 import subprocess
@@ -20,6 +21,10 @@ from support import drawing
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 pytest_plugins = ["support.networks"]
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+"""Read by processes that follow, those of xdist too: threads that wait on busy cores sleep. A test
+of two threads took 5 CPU s in place of 40."""
 
 
 def pytest_collection_finish() -> None:
