@@ -120,8 +120,8 @@ Choose = Callable[[Context, Budget, int], ChannelMask]
 """From a network, a budget and a seed to a mask."""
 
 
-def by_method(name: str, networks: int = 0) -> Choose:
-    """Return what a method of the registry chooses, with so many networks if it searches."""
+def by_method(name: str, networks: int = 1000) -> Choose:
+    """Return what a method of the registry chooses that may run so many networks."""
     return lambda context, budget, seed: (
         make_method(name).prune(problem_of(context, budget, seed, networks)).channels
     )

@@ -3,7 +3,8 @@
 Nothing is learned of a single network: no offsets, no surrogate, no finalists. Each update draws
 several networks with a budget each, and several masks for each of these pairs; a mask competes with
 the best of its own pair, and its advantage is over the others of the pair. Masks are scored on few
-images, without reconstruction, batch norm going by the images themselves: milliseconds a mask.
+images, in a network that is silenced and reconstructed at once: milliseconds a mask. Without the
+reconstruction what is scored says little of what a mask becomes.
 """
 
 from collections.abc import Callable, Mapping, Sequence

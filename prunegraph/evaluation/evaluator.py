@@ -25,6 +25,7 @@ from prunegraph.graph.surgery import apply_mask
 from prunegraph.layerwise import room
 from prunegraph.layerwise.recalibrate import forget_statistics, has_batch_norm, recalibrate_bn
 from prunegraph.layerwise.reconstruct import Reconstruction
+from prunegraph.layerwise.silenced import SilencedReconstruction
 from prunegraph.rewards.config import Metric
 from prunegraph.tasks.classification import model_device
 
@@ -72,9 +73,9 @@ class Evaluator:
             divergence from the dense network's outputs.
         autocast: run in bfloat16 where that is safe and the device computes it.
         search: what masks are scored on; None = the task's search split.
-        recalibrate: False = batch norm goes by the very batch that is scored, nothing is
-            reconstructed, and the network is silenced, not cut, where that is possible:
-            milliseconds a mask of a small network.
+        recalibrate: False = batch norm goes by the very batch that is scored, and the network is
+            silenced and reconstructed at once, not cut, where that is possible: milliseconds a mask
+            of a small network.
         log: what an earlier start of the same search measured; it counts as if it were run now.
 
     Attributes:
@@ -250,6 +251,8 @@ class Evaluator:
             reconstruction, samples = self.quick_reconstruction, min(samples, QUICK_CALIBRATION)
         if self._silenced is not None:
             pruned = self._silenced.silence(mask)
+            if isinstance(self.reconstruction, SilencedReconstruction):
+                self.reconstruction.fit_silenced(self._silenced.parameters, mask)
         else:
             pruned = self.prune(mask, reconstruction, samples)
         scores = self._scores(pruned, subset, diverging=self.metric == "kl")

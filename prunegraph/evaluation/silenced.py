@@ -18,6 +18,10 @@ class Silenced:
     Args:
         model: the dense network, as it runs; it stays as it is.
         graph: its structure, of which ``can_silence`` says that it will do.
+
+    Attributes:
+        model: the copy.
+        parameters: of it, by the dense network's names.
     """
 
     def __init__(self, model: nn.Module, graph: StructureGraph) -> None:
@@ -36,7 +40,7 @@ class Silenced:
                 norm = MaskedNorm(module, {})
                 network = replace_module(network, path, norm)
                 self._norms.append((norm, units[f"{path}.weight"]))
-        self.model = network
+        self.model, self.parameters = network, own
 
     @torch.no_grad()
     def silence(self, mask: ChannelMask) -> nn.Module:

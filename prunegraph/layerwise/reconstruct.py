@@ -128,7 +128,7 @@ class Reconstruction:
         sums = {
             name: own for name, own in found.items() if calls[name] >= uses[name] * len(forwards)
         }
-        biased = {name for name in sums if _bias_name(name) in parameters.keys() - tied}
+        biased = {name for name in sums if bias_name(name) in parameters.keys() - tied}
         self._centred = {name for name in sums if name in biased or name in normed}
         self._input_statistics: dict[str, list[ProductStatistics | RowStatistics]] = {
             name: [part.statistics(name, centred=name in self._centred) for part in own]
@@ -136,7 +136,7 @@ class Reconstruction:
             if own
         }
         self._weights = {name: self._laid(name, parameters[name]) for name in sums}
-        self._biases = {name: parameters[_bias_name(name)] for name in biased}
+        self._biases = {name: parameters[bias_name(name)] for name in biased}
         watched = held_out is not None or bool(forwards)
         self._guard = Guard(dense, held_out or run, seed) if watched else None
 
@@ -222,7 +222,7 @@ class Reconstruction:
             self._fit_all(pruned, mask)
             return True
         self._guard.problem = None
-        names = {*self._weights, *map(_bias_name, self._biases)}
+        names = {*self._weights, *map(bias_name, self._biases)}
         named = pruned.named_parameters(remove_duplicate=False)
         changed = [*(item for name, item in named if name in names), *pruned.buffers()]
         before = [item.clone() for item in changed]
@@ -240,17 +240,23 @@ class Reconstruction:
 
     def _fit_at_once(self, name: str, pruned: nn.Module, mask: ChannelMask) -> None:
         """Fit one layer on what it read in the dense network."""
+        found = self._fitted_at_once(name, mask)
+        if found is not None:
+            self._put(name, pruned, self._stays(name, mask)[0], *found)
+
+    def _fitted_at_once(self, name: str, mask: ChannelMask) -> tuple[Tensor, Tensor] | None:
+        """Return a layer's weights ``[out, kept]`` and what its bias gains; None: it stays."""
         out, kept = self._stays(name, mask)
         changes = name in self._input_statistics and not bool(kept.all())
         if not (changes and kept.any() and out.any()):
-            return
+            return None
         statistics = self._input_statistics[name]
         weight = self._weights[name].flatten(1).float()  # [out, D]
         count = len(statistics)
         groups = zip(statistics, weight.chunk(count), out.chunk(count), strict=True)
         fitted = [_fitted(own, part[stays], kept) for own, part, stays in groups]
         new, shift = (torch.cat(parts) for parts in zip(*fitted, strict=True))
-        self._put(name, pruned, out, new, shift)
+        return new, shift
 
     def _stays(self, name: str, mask: ChannelMask) -> tuple[Tensor, Tensor]:
         """Return which outputs ``[out]`` and inputs of a group ``[D]`` of a layer a mask keeps."""
@@ -270,7 +276,7 @@ class Reconstruction:
         weight = weight.unflatten(1, (-1, *self._weights[name].shape[2:]))
         _write(parameters.get(name), name, self._laid(name, weight))
         if name in self._biases:
-            bias = _bias_name(name)
+            bias = bias_name(name)
             _write(parameters.get(bias), bias, self._biases[name][out].float() + shift)
 
     def _laid(self, name: str, weight: Tensor) -> Tensor:
@@ -411,7 +417,8 @@ def _note_reader(
         others.update(mark[0] for mark in marks if mark is not None)
 
 
-def _bias_name(weight: str) -> str:
+def bias_name(weight: str) -> str:
+    """Return the name of the bias beside a weight."""
     return f"{weight.removesuffix('weight')}bias"
 
 

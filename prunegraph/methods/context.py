@@ -24,6 +24,7 @@ from prunegraph.layerwise.sequential import (
     SEARCH_SAMPLES,
     LayerwiseReconstruction,
 )
+from prunegraph.layerwise.silenced import SilencedReconstruction
 from prunegraph.methods.criteria.measured import LazyStatistics, measure_costly
 from prunegraph.methods.criteria.taylor import measure
 from prunegraph.methods.method import SUBSET, SUBSET_TOKENS, OfNetwork, Problem
@@ -148,7 +149,7 @@ class Context(OfNetwork):
     ) -> Evaluator:
         """Return an evaluator that takes milliseconds a mask of a small network.
 
-        Nothing is reconstructed, and batch norm goes by the images that are scored.
+        Layers are reconstructed at once, and batch norm goes by the images that are scored.
 
         Args:
             images: samples that it has.
@@ -168,6 +169,7 @@ class Context(OfNetwork):
             batch_size=batch,
             device=self.device,
             metric=metric or metric_of(self.task, self.metric),
+            reconstruction=self._silenced if self.reconstruct else None,
             recalibrate=False,
         )
 
@@ -207,6 +209,10 @@ class Context(OfNetwork):
     @cached_property
     def _at_once(self) -> Reconstruction:
         return self._fit(Reconstruction, self.num_calibration)
+
+    @cached_property
+    def _silenced(self) -> Reconstruction:
+        return self._fit(SilencedReconstruction, QUICK_CALIBRATION).unguarded()
 
     def _most_samples(self, *bounds: int) -> int:
         """Return on how many of the calibration images networks can be fitted."""

@@ -97,8 +97,8 @@ def check_arch(spec: str) -> None:
             hint = f" (did you mean {''.join(small)}'{TORCHVISION_PREFIX}{spec}'?)"
         msg = (
             f"unknown architecture {spec!r}{hint}; known: {', '.join(KNOWN_MODELS)}, "
-            "digits_resnet<depth>_w<width>[_gn], torchvision:NAME, timm:NAME, "
-            "package.module:factory"
+            "digits_resnet<depth>_w<width>[_gn], random_<family>_<seed>, torchvision:NAME, "
+            "timm:NAME, package.module:factory"
         )
         raise ModelError(msg)
 

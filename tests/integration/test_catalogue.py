@@ -108,7 +108,9 @@ def test_it_decides_on_a_network_that_it_has_not_seen(
     ("more", "match"),
     [
         (("--catalogue", "EMPTY"), "holds no weights to train on"),
-        (("--arch", "resnet20"), "--catalogue names the networks"),
+        (("--arch", "resnet20"), "leave --arch, --weights"),
+        (("--keep-params", "0.5"), "takes --budgets"),
+        (("--task", "causal_lm"), "--task"),
     ],
 )
 def test_bad_input_is_one_line(

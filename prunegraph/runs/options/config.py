@@ -21,7 +21,7 @@ from prunegraph.core.errors import ConfigError
 from prunegraph.core.reading import MAX_IMAGE_SIZE
 from prunegraph.runs.options.checks import check_usable
 from prunegraph.runs.options.help import HIDDEN, Section
-from prunegraph.runs.options.tasks import TaskOptions
+from prunegraph.runs.options.tasks import IMAGES, TaskOptions
 
 MAX_SEED = 2**32 - 10_000
 """The largest seed: numpy takes 32 bits, and runs count on from it."""
@@ -396,10 +396,11 @@ class TrainConfig(SearchOptions, TaskOptions, PruningOptions, NetworksConfig):
         PruningOptions.check(self)
         SearchOptions.check(self)
         check_at_least("search_seeds", self.search_seeds, 1)
-        if self.catalogue is not None and (self.arch or self.weights):
-            msg = "--catalogue names the networks: leave --arch and --weights away"
-            raise ConfigError(msg)
         self.check_task()
+        asked = self.arch or self.weights or self.task != IMAGES
+        if self.catalogue and (asked or self.budget() != Budget(keep_macs=DEFAULT_KEEP_MACS)):
+            msg = "--catalogue takes --budgets: leave --arch, --weights, --task, other limits away"
+            raise ConfigError(msg)
 
 
 @dataclass(frozen=True, kw_only=True)
