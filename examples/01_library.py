@@ -29,7 +29,7 @@ digits = load_dataset("digits")
 task = pg.tasks.image_classification(
     model, train=coloured(digits.train), search=coloured(digits.search)
 )
-recipe = pg.FinetuneConfig(epochs=3, batch_size=64, peak_lr=0.03, autocast=False)
+recipe = pg.FinetuneConfig(epochs=3, batch_size=64, peak_lr=0.03)
 pg.finetune(model, task, recipe, seed=0)
 
 # %%

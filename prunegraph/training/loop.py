@@ -31,7 +31,7 @@ from prunegraph.tasks.classification import model_device
 from prunegraph.tasks.outputs import loss_and_outputs
 from prunegraph.training.checkpoint import Done, TrainingState
 from prunegraph.training.distributed import Ranks, SharedBatchNorm
-from prunegraph.training.kernels import QuickDepthwise
+from prunegraph.training.kernels import SoundConvolutions
 from prunegraph.training.lora import adapters
 from prunegraph.training.masked import MaskPlan
 from prunegraph.training.optimizers import Optimizer, make_optimizer
@@ -329,7 +329,7 @@ class _Training:
             skip=done.step,
         )
         shared = nullcontext() if self.ranks is None else SharedBatchNorm()
-        with self._seeded(epoch), shared, QuickDepthwise():
+        with self._seeded(epoch), shared, SoundConvolutions():
             self._restore_generators()
             for batch in islice(batches, self.steps_per_epoch - done.step):
                 done.total += self._step(epoch, done.step, batch)
