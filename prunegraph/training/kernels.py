@@ -56,9 +56,10 @@ class SoundConvolutions(CallMode):
     Strided ones of inputs that are smaller than the kernel: oneDNN does not write the gradient of
     what lies beyond the padding, so that it may be NaN (torch 2.13, inputs of 1 x 1).
 
-    Strided and large depthwise ones: oneDNN has no fast kernels for their gradients in bfloat16: those of the inputs of strided ones
-    take 30 to 50 times as long as in float32, those of large weights up to four times. A training
-    step of a MobileNet or an EfficientNet takes half to two thirds of its time with this
+    Strided and large depthwise ones: oneDNN has no fast kernels for their gradients in bfloat16.
+    Those of the inputs of strided ones take 30 to 50 times as long as in float32, those of large
+    weights up to four times. A training step of a MobileNet or an EfficientNet takes half to two
+    thirds of its time with this
     (docs/lab/trials.md). What they return is of the autocast's type.
     """
 
