@@ -27,6 +27,11 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 of two threads took 5 CPU s in place of 40."""
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the pages, whose tests are long: last, one of them kept a process waiting."""
+    items.sort(key=lambda item: item.path.name != "test_docs.py")
+
+
 def pytest_collection_finish() -> None:
     """Spare the collector the imported modules: they were a twentieth of the tests' time."""
     gc.collect()

@@ -107,7 +107,8 @@ def tiny(arguments: Sequence[str]) -> list[str]:
     if "--budgets" in arguments:
         sizes["networks"] = 40  # each cell of a family has its own starts
     others = {"--weights", "--config", "speech_recognition"}  # trained before, or in another way
-    if "pretrain_epochs" in names and not others & set(arguments):
+    trains = arguments[0] != "inspect" and "pretrain_epochs" in names
+    if trains and not others & set(arguments):
         sizes["pretrain_epochs"] = TINY["epochs"]
     options = [(f"--{name.replace('_', '-')}", str(value)) for name, value in sizes.items()]
     return [*arguments, *(word for option in options for word in option)]
