@@ -17,24 +17,22 @@ and the weights that gates multiply, which are trained from the start, go on.
 """
 
 import dataclasses
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from prunegraph.core.errors import ArtefactError, BudgetError, ConfigError
-from prunegraph.core.files import write_bytes
+from prunegraph.core.errors import BudgetError, ConfigError
 from prunegraph.core.masks import BoolArray, Float64Array, FloatArray, IntArray
 from prunegraph.core.precision import autocasting
-from prunegraph.core.reading import checked, parse_json
 from prunegraph.core.splits import Batch
-from prunegraph.core.tensors import parameter_digest, read_safetensors, to_safetensors
+from prunegraph.core.states import part_of, read_state, told_as_damage, write_state
+from prunegraph.core.tensors import parameter_digest
 from prunegraph.graph import StructureGraph, copy_network, evaluation_mode, unwrap
 from prunegraph.graph.apply import apply_mask
 from prunegraph.graph.features import rank_in_group
@@ -44,6 +42,8 @@ from prunegraph.methods.maskprune.gates import Gates, Shares, gated_units
 from prunegraph.methods.maskprune.refit import Refit
 from prunegraph.methods.method import ChannelMethod, Problem, Result
 from prunegraph.training.schedules import learning_rate_at
+
+WHAT = "pruning"
 
 RAMP, FIXED = 0.15, 0.2
 """Shares of the steps after which the target is reached, and the mask stands."""
@@ -219,7 +219,7 @@ class _Training:
             self._step(batch)
             state.step += 1
             if self.path is not None and state.step % every == 0:
-                write_bytes(self.path, self._to_bytes())
+                self._write(self.path)
             if self.problem.progress is not None:
                 told = f"step {state.step} of {method.steps}, divergence {state.losses[-1]:.3f}"
                 self.problem.progress(100 * state.step // method.steps, told)
@@ -359,12 +359,10 @@ class _Training:
                 found[f"{key}.{name}"] = value
         return found
 
-    def _to_bytes(self) -> bytes:
-        tensors = dict(self._tensors())
-        if self.standing is not None:
-            tensors["standing"] = torch.from_numpy(self.standing.copy())
-        record = {"identity": self.identity, "state": dataclasses.asdict(self.state)}
-        return to_safetensors(tensors, {"maskprune": json.dumps(record)})
+    def _write(self, path: Path) -> None:
+        standing = None if self.standing is None else torch.from_numpy(self.standing.copy())
+        parts = {"own": self._tensors(), "mask": {} if standing is None else {"keep": standing}}
+        write_state(path, WHAT, self.identity, dataclasses.asdict(self.state), parts)
 
     @torch.no_grad()
     def _read(self, path: Path) -> None:
@@ -373,29 +371,19 @@ class _Training:
         Raises:
             ArtefactError: it is damaged, or of another pruning.
         """
-        tensors, metadata = read_safetensors(path)
-        text = checked(metadata, {"maskprune": str}, str(path))["maskprune"]
-        shape = {"identity": dict[str, Any], "state": State}
-        record = checked(parse_json(text, path), shape, str(path))
-        told: State = record["state"]
-        odd = [key for key, value in self.identity.items() if record["identity"].get(key) != value]
-        if odd:
-            msg = f"{path} is of another pruning (different {', '.join(odd)}): delete it"
-            raise ArtefactError(msg)
-        try:
+        told, tensors = read_state(path, WHAT, self.identity, State)
+        with told_as_damage(path):
             if self.method.lr > 0.0:  # makes the averages
                 for weight in self.gates.weights.values():
                     weight.grad = torch.zeros_like(weight)
                 self.optimizer.step()
+            saved = part_of(tensors, "own")
             for name, own in self._tensors().items():
-                own.copy_(tensors[name])
-            standing = tensors.get("standing")
+                own.copy_(saved[name])
+            standing = part_of(tensors, "mask").get("keep")
             sizes = [len(told.shares), len(told.layers), len(told.losses)]
             whole = [len(self.state.shares), len(self.state.layers), told.step]
             if sizes != whole or (standing is not None and len(standing) != self.graph.num_units):
                 raise ValueError
-        except (KeyError, ValueError, RuntimeError) as error:
-            msg = f"{path} is damaged: delete it to start over"
-            raise ArtefactError(msg) from error
         self.standing = None if standing is None else standing.numpy()
         self.state = told

@@ -263,7 +263,7 @@ def test_a_checkpoint_of_another_pruning_or_a_damaged_one_is_refused(
         pruned(task, graph, replace(short, lr=0.01), folder=tmp_path)
     (file,) = tmp_path.iterdir()
     content = file.read_bytes()
-    file.write_bytes(content.replace(b'"gates"', b'"gatez"'))
+    file.write_bytes(content.replace(b'"own.gates"', b'"own.gatez"'))
     with pytest.raises(ArtefactError, match="is damaged: delete it"):
         pruned(task, graph, short, folder=tmp_path)
     file.write_bytes(content[:-8])
