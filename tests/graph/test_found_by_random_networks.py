@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from prunegraph.graph import analyse
+from prunegraph.models.random_family import Concat
 from prunegraph.testing import assert_masked_equals_pruned
 from prunegraph.testing.structure_check import random_mask
 from support.random_blocks import (
-    Concat,
     EagerAttention,
     Residual,
     SelfAttention,

@@ -96,18 +96,6 @@ class Residual(nn.Module):
         return out
 
 
-class Concat(nn.Module):
-    """The outputs of all branches, one after another along the channels."""
-
-    def __init__(self, *branches: nn.Module) -> None:
-        super().__init__()
-        self.branches = nn.ModuleList(branches)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return a map ``[B, sum of the branches' channels, *S]``."""
-        return torch.cat([branch(x) for branch in self.branches], dim=1)
-
-
 def halves(x: Tensor, how: str, axis: int = 1) -> Sequence[Tensor]:
     """Return the two halves of an axis of even size; ``how`` is one of ``HALVING``."""
     half = x.shape[axis] // 2

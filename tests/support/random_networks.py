@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from prunegraph.core.seeding import seeded
+from prunegraph.models.random_family import Concat
 from support.random_blocks import (
     ADAPTIVE_POOLS,
     AVERAGE_POOLS,
@@ -23,7 +24,6 @@ from support.random_blocks import (
     MAX_POOLS,
     TRANSPOSED,
     ChannelsLast,
-    Concat,
     EagerAttention,
     EagerLayerNorm,
     EagerRMSNorm,
