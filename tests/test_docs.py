@@ -106,7 +106,7 @@ def tiny(arguments: Sequence[str]) -> list[str]:
     sizes = {name: value for name, value in TINY.items() if name in names}
     if "--budgets" in arguments:
         sizes["networks"] = 40  # each cell of a family has its own starts
-    others = {"--weights", "--config", "speech_recognition"}  # trained before, or in another way
+    others = {"--weights", "--config"}  # trained before
     trains = arguments[0] != "inspect" and "pretrain_epochs" in names
     if trains and not others & set(arguments):
         sizes["pretrain_epochs"] = TINY["epochs"]

@@ -70,6 +70,11 @@ class Budget:
         if self.sparsity is not None:
             self._check_sparsity(self.sparsity)
 
+    def __str__(self) -> str:
+        """Return the limits as messages and names show them: ``keep_macs=0.5, round_to=8``."""
+        given = self.as_dict().items()
+        return ", ".join(n if value is True else f"{n}={short(value)}" for n, value in given)
+
     @property
     def kind(self) -> Literal["channels", "weights"]:
         """What is removed: channels, or single weights."""
@@ -83,9 +88,8 @@ class Budget:
     def check_channels(self) -> None:
         """Raise BudgetError if the budget is one of single weights."""
         if self.kind == "weights":
-            limits = ", ".join(f"{name}={short(value)}" for name, value in self.as_dict().items())
             msg = (
-                f"a budget of {limits} zeroes single weights, and channels are chosen here: give "
+                f"a budget of {self} zeroes single weights, and channels are chosen here: give "
                 "keep_macs, keep_params, max_memory or max_latency, or a method of weights"
             )
             raise BudgetError(msg)

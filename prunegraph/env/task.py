@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from prunegraph.core.budget import Budget, short
+from prunegraph.core.budget import Budget
 from prunegraph.core.errors import BudgetError, ConfigError
 from prunegraph.core.masks import BoolArray, FloatArray
 from prunegraph.evaluation.pool import MaskEvaluator
@@ -65,8 +65,7 @@ class Pair:
 
 def pair_name(task_name: str, budget: Budget) -> str:
     """Return the name of a (network, budget) pair, as ``"resnet20@keep_macs=0.5"``."""
-    limits = ",".join(f"{name}={short(value)}" for name, value in budget.as_dict().items())
-    return f"{task_name}@{limits}"
+    return f"{task_name}@{str(budget).replace(', ', ',')}"
 
 
 def check_at_stake(name: str, graph: StructureGraph, budget: Budget) -> BoolArray:
@@ -77,8 +76,7 @@ def check_at_stake(name: str, graph: StructureGraph, budget: Budget) -> BoolArra
     """
     at_stake = graph.at_stake(budget)
     if not at_stake.any():
-        limits = ", ".join(f"{limit}={value}" for limit, value in budget.as_dict().items())
-        msg = f"{name}: nothing is to be pruned for {limits}, which the whole network meets"
+        msg = f"{name}: nothing is to be pruned for {budget}, which the whole network meets"
         if budget.max_memory is not None:
             msg += f": it needs {graph.peak_memory(graph.dense_mask())} bytes; give fewer"
         raise BudgetError(msg)

@@ -61,7 +61,8 @@ def _check_reachable(graph: "StructureGraph", keep: BoolArray, budget: Budget) -
         if takes > budget.max_latency:
             msg = (
                 f"max_latency={budget.max_latency:g} ms cannot be met: the least is predicted to "
-                f"take {takes:.3g} ({why_no_less(graph, budget.round_to)})"
+                f"take {takes:.3g} ({why_no_less(graph, budget.round_to)}); "
+                f"give {takes:.3g} or more"
             )
             raise BudgetError(msg)
 

@@ -53,7 +53,7 @@ class NetAdapt(ChannelMethod):
         """
         super().check(problem)
         if problem.graph.cost_ratio(problem.graph.dense_mask().keep, problem.budget) == 0:
-            msg = f"netadapt goes by no latency, the budget is {problem.budget.as_dict()}"
+            msg = f"netadapt goes by no latency, the budget is {problem.budget}: give keep_macs"
             raise ConfigError(msg)
 
     def prune(self, problem: Problem) -> Result:

@@ -159,8 +159,8 @@ def make_method(name: str) -> "Method":
 
 def unknown_method(name: str, valid: Sequence[str]) -> ConfigError:
     """Return the error for a name that no method has, with those that are valid in its place."""
-    near, paired = suggest(name, list(valid)), heuristics()
-    criteria, allocations = _halves()
+    paired, (criteria, allocations) = heuristics(), _halves()
+    near = suggest(f"{name}/{allocations[0]}" if name in criteria else name, valid)
     others = ", ".join(item for item in valid if item not in paired)
     msg = (
         f"unknown method {name!r}{near}; valid: a criterion and an allocation, as l1/uniform "

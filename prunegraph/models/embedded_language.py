@@ -21,7 +21,7 @@ SIZES = {
 
 
 def build_embedded(seed: int = 0) -> nn.Module:
-    """Return the network with fresh weights, 200,768 parameters, fixed by a seed.
+    """Return the network with fresh weights, 201,280 parameters, fixed by a seed.
 
     Raises:
         ConfigError: transformers is not installed.

@@ -98,8 +98,10 @@ def of_language(
     if names == [""] and language is None:
         return saved
     if not isinstance(saved, MaskedNetwork) or language not in names:
-        known = f"one of {', '.join(names)}" if len(names) > 1 else "none: there is one mask"
-        msg = f"--language is {language}: give {known}"
+        if names == [""]:
+            msg = f"--language {language}: the run has one mask, not one a language: drop it"
+        else:
+            msg = f"the run has a mask for each language: give --language {' or '.join(names)}"
         raise ConfigError(msg)
     mask = saved.mask.groups[language]
     return MaskedNetwork(model=mask.apply(saved.model), mask=mask, info=saved.info)
@@ -204,12 +206,12 @@ def _check_holds_network(run: Path) -> None:
     """Raise ArtefactError if a run holds its networks in cells: names the pruned one's."""
     folder = RunFolder(path=run)
     if run.is_file() and not artefact_paths(run)[0].is_file():
-        msg = f"{run} is no run folder: name one of `prunegraph train` or `apply`"
+        msg = f"{run} is no run folder: name the --out of an earlier run"
         raise ArtefactError(msg)
     if artefact_paths(run)[0].exists():
         return
     if not folder.file(RunFolder.REPORT).is_file():
-        msg = f"{run} holds no {artefact_paths(run)[0].name}: name a finished run of train or apply"
+        msg = f"{run} holds no {artefact_paths(run)[0].name}: name the --out of a finished run"
         raise ArtefactError(msg)
     content = read_report(folder)
     if content["command"] != "compare":

@@ -90,7 +90,7 @@ def images(tmp_path: Path) -> Path:
         ("apply --policy nowhere", "that comes with the package: resnet-cifar"),
         ("train --policy nowhere", "no policy nowhere"),
         ("compare --policy nowhere", "no policy nowhere"),
-        ("apply", "Missing"),
+        ("apply", "needs --policy"),
         ("pretrain --lr -1", "lr=-1.0 must be above 0"),
     ],
 )

@@ -254,8 +254,9 @@ def test_a_policy_of_one_language_model_is_applied_to_another(
         ("--sparsity 0.5 --dataset digits", "--dataset is of --task image_classification"),
         ("--sparsity 0.5 --magnitude.block 3", "magnitude has no option 'block'; it has none"),
         ("--sparsity 0.5 --thanos.block 3", "--thanos.block is of a method that is not run"),
-        ("--keep-macs 0.5", "a method of single weights needs a sparsity"),
+        ("--keep-macs 0.5", "needs a sparsity: give one, as 0.5, in place of keep_macs=0.5"),
         ("--sparsity 0.5 --weights nowhere", "there is no folder nowhere"),
+        ("--sparsity 0.5 --pretrain-epochs 1", "--weights and --pretrain-epochs exclude each"),
         ("--sparsity 0.5 --test-text nowhere.txt", "no file or folder"),
     ],
 )

@@ -94,11 +94,15 @@ def test_a_federation_has_a_dense_row_beside_its_own_and_says_what_it_sent(
         ("l1/uniform --sparsity 0.5", "zeroes single weights, and channels are chosen here"),
         ("agent --sparsity 0.5", "zeroes single weights, and channels are chosen here"),
         ("policy:resnet-cifar --sparsity 0.5", "zeroes single weights"),
-        ("magnitude --keep-macs 0.5", "a method of single weights needs a sparsity"),
+        (
+            "magnitude --keep-macs 0.5",
+            "needs a sparsity: give one, as 0.5, in place of keep_macs=0.5",
+        ),
         ("magnitude --pattern 2:4", "pattern=2:4 does not fit conv1.weight"),
         ("magnitude --sparsity 0.5 --keep-macs 0.5", "give one of them"),
         ("magnitude --sparsity 50", "50 % is 0.5"),
         ("l3/uniform", "unknown method 'l3/uniform' (did you mean"),
+        ("taylor", "unknown method 'taylor' (did you mean 'taylor/uniform'?)"),
         (
             "l1/uniform --task imagenet",
             "unknown task 'imagenet'; known: image_classification",

@@ -58,7 +58,7 @@ def test_a_language_is_exported_as_a_small_file(
 ) -> None:
     out = tmp_path / "up.sparse"
     assert main(["export", str(run), "--format", "sparse", "--out", str(out)]) == 2
-    assert "give one of right, up" in capsys.readouterr().err
+    assert "give --language right or up" in capsys.readouterr().err
     words = ["export", str(run), "--format", "sparse", "--language", "up", "--out", str(out)]
     assert main(words) == 0
     assert out.stat().st_size <= 0.14 * (run / "dense.safetensors").stat().st_size

@@ -129,5 +129,8 @@ def test_too_few_networks_for_a_step_are_refused() -> None:
 def test_a_budget_that_the_steps_cannot_be_measured_by_is_refused() -> None:
     problem = toy_problem((4, 4), lambda _: 0.5, max_networks=20, keep_macs=0.5)
     timed = dataclasses.replace(problem, budget=Budget(max_latency=1.0))
-    with pytest.raises(ConfigError, match="netadapt goes by no latency"):
+    with pytest.raises(
+        ConfigError,
+        match=r"netadapt goes by no latency, the budget is max_latency=.*: give keep_macs",
+    ):
         NetAdapt().prune(timed)

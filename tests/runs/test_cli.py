@@ -80,8 +80,10 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
         ("inspect --arch nothing:build", "cannot import 'nothing'"),
         ("inspect --dataset folder", "folder needs a data_dir"),
         ("inspect --dataset mnist", "unknown data set 'mnist'"),
-        ("export", "Missing"),
-        ("export nowhere", "nowhere holds no mask.json: name a finished run of train or apply"),
+        ("export", "`prunegraph export` needs RUN: run folder of a command that prunes; of"),
+        ("prune --seed 1", "`prunegraph prune` needs METHOD: a heuristic (l1/uniform,"),
+        ("apply", "`prunegraph apply` needs --policy: resnet-cifar, which comes with"),
+        ("export nowhere", "nowhere holds no mask.json: name the --out of a finished run"),
         ("verify nowhere", "nowhere is not a folder"),
     ],
 )

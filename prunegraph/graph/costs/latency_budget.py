@@ -99,7 +99,7 @@ def project_latency(
     msg = (
         f"max_latency={asked:g} ms cannot be met on {device_in_words(example_inputs)}: "
         f"the least reached is {reached:.3g} ms, the dense network takes {table.dense.least:.3g} "
-        f"({why_no_less(graph, budget.round_to)})"
+        f"({why_no_less(graph, budget.round_to)}); give {reached:.3g} or more"
     )
     if latency.disturbed is not None:
         msg += f"; {latency.disturbed}: ask again when the machine does less"

@@ -134,14 +134,14 @@ class MaskPrune(ChannelMethod):
         super().check(problem)
         budget, graph = problem.budget, problem.graph
         if budget.keep_macs is None and budget.keep_params is None:
-            msg = f"maskprune goes by multiply-adds or parameters, the budget is {budget.as_dict()}"
+            msg = f"maskprune needs keep_macs or keep_params, the budget is {budget}: give one"
             raise BudgetError(msg)
         units = gated_units(unwrap(problem.task.model), graph)
         mask = graph.project(_scores(graph, units, np.zeros(len(units))), budget.without_latency())
         lost = np.setdiff1d(np.flatnonzero(~mask.keep), units)
         if len(lost):
             msg = (
-                f"{budget.as_dict()} is less than gates can reach: units of "
+                f"{budget} is less than gates can reach: units of "
                 f"{graph.groups[int(graph.group_of[lost[0]])].name} have none, and would have to "
                 "leave; give a larger budget"
             )

@@ -25,7 +25,7 @@ def check_weights(weights: Mapping[str, PrunableWeight], budget: Budget) -> Patt
             multiple of the groups of an n:m pattern.
     """
     if budget.kind != "weights":
-        msg = f"a method of single weights needs a sparsity, the budget is {budget.as_dict()}"
+        msg = f"a method of single weights needs a sparsity: give one, as 0.5, in place of {budget}"
         raise BudgetError(msg)
     pattern = UNSTRUCTURED if budget.pattern is None else Pattern.parse(budget.pattern)
     for name, weight in weights.items():

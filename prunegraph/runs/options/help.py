@@ -94,6 +94,7 @@ class Option:
         text: what it does, its default in words.
         section: of the help.
         hidden: the plain help leaves it out.
+        needed: it has no default.
     """
 
     name: str
@@ -101,6 +102,7 @@ class Option:
     text: str
     section: str
     hidden: bool
+    needed: bool
 
 
 def options_of(kind: type, prefix: str = "", section: str = "") -> Iterator[Option]:
@@ -128,9 +130,10 @@ def options_of(kind: type, prefix: str = "", section: str = "") -> Iterator[Opti
         yield Option(
             name=field.name.upper() if placed else f"--{flag}",
             value="" if placed else _value(hint),
-            text=texts[field.name] + _default(field, placed),
+            text=texts[field.name] + ("" if placed else _default(field)),
             section=section or named or _section(kind, field.name),
             hidden=bool(section) or HIDDEN in marks,
+            needed=_is_needed(field),
         )
 
 
@@ -181,11 +184,15 @@ def _value(hint: Any) -> str:
     return "" if hint is bool else NAMES[hint]
 
 
-def _default(field: "dataclasses.Field[Any]", placed: bool) -> str:
+def _is_needed(field: "dataclasses.Field[Any]") -> bool:
+    return field.default is field.default_factory is dataclasses.MISSING
+
+
+def _default(field: "dataclasses.Field[Any]") -> str:
     """Return an option's default in words; nothing where its text tells it."""
     value = field.default
-    if value is dataclasses.MISSING:
-        return "" if placed else " (needed)"
+    if _is_needed(field):
+        return " (needed)"
     if value is None or isinstance(value, bool) or value == ():
         return ""
     return f" (default: {' '.join(map(str, value)) if isinstance(value, tuple) else value})"

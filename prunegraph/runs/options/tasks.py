@@ -21,22 +21,20 @@ class TaskOptions:
     """What networks are for; which of these options a task takes, ``runs/tasks`` says.
 
     Attributes:
-        task: image_classification; causal_lm, a language model whose --weights is a folder that
-            save_pretrained of transformers has written; default of those: a small one, trained on
-            the English text of Python first; text_classification, of sentences by such an encoder,
-            whose table is NAME.tsv or NAME.tsv.gz of --dataset NAME in --data-dir;
-            speech_recognition, of several languages: --weights is a file of the small recogniser,
-            or a folder of Whisper, --data-dir holds recordings (digits.csv and a zip a language);
-            default of those: the small one, trained first, on an embedded proxy, which is no
-            speech.
-        report_on: split of that table that is reported on, test or dev; default: the first of them
-            that it has.
+        task: image_classification; causal_lm: --weights is a folder of a language model of
+            transformers, default: a small one, trained first on text that comes with Python;
+            text_classification: --weights is a folder of an encoder, the table is NAME.tsv or
+            NAME.tsv.gz of --dataset NAME in --data-dir; speech_recognition: --weights is a folder
+            of Whisper or a file of the small recogniser, --data-dir holds recordings (digits.csv
+            and a zip a language), default: the small one, trained first on rows of digits.
+        report_on: split of the table of sentences that is reported on, test or dev; default: the
+            first of them that it has.
         calibration_text: text that a language model is measured and trained on: a file, a folder of
             text files, or datasets:NAME:CONFIG:SPLIT; default: the English text of Python.
         test_text: text that perplexities are reported on; default: another part of that text.
         calibration_tokens: tokens that each seed draws of the calibration text; default: 16384.
         window: tokens of a window; default: 1024, at most what the network takes.
-        languages: some of those of the recordings; default: all.
+        languages: those that are trained on; default: all of the recordings.
         sparsity: this share of the weights becomes zero, for methods of single weights.
         pattern: where the zeros lie: n:m, as 2:4, keeps n of each m weights in a row; columns:
             whole inputs of layers; default: anywhere.

@@ -32,7 +32,7 @@ class InspectConfig(NetworkConfig):
             digits_resnet..., cifar10 for the others. Of an --arch hf:FOLDER_OR_NAME its own.
         weights: weights file, for the data set that its JSON names; nothing is trained.
         num_classes: outputs of the network; default: the data set's.
-        run: run folder of ``train`` or ``apply``: show what its pruned network keeps. It names the
+        run: run folder of a command that prunes: show what its network keeps. It names the
             network itself; only package.module:factory, code that is run, needs --arch too.
         all: show every group; default: the first 25.
         plot: PNG file to draw the groups and their MACs in.
@@ -74,7 +74,7 @@ class ExportConfig(CommonConfig):
     """Export the pruned network of a run, and check that the file computes the same.
 
     Attributes:
-        run: run folder of ``train`` or ``apply``.
+        run: run folder of a command that prunes; of ``compare`` one of its cells.
         format: onnx; torch-export (a .pt2 program, which needs torch alone); safetensors: the
             weights, with a recipe beside them that cuts a freshly built network to fit them;
             sparse: a small file without the weights that are zero (artefacts.sparse.load_sparse).
@@ -101,7 +101,7 @@ class VerifyConfig(CommonConfig):
     """Rebuild a run from its files and check every figure that it reports.
 
     Attributes:
-        run: run folder of ``train``, ``apply`` or ``compare``.
+        run: run folder of a command that prunes.
         data_dir: where the data set lies now, if not where the run found it.
         dataset: the name of its data set, if that is package.module:function: it is code that is
             run.

@@ -23,7 +23,7 @@ from prunegraph.core.reading import read_text
 from prunegraph.core.user_code import HF_PREFIX
 from prunegraph.runs.options.checks import check_trusted
 from prunegraph.runs.options.config import CommonConfig
-from prunegraph.runs.options.help import help_text
+from prunegraph.runs.options.help import help_text, options_of
 from prunegraph.runs.options.methods import split_words
 from prunegraph.runs.options.tasks import DATASETS
 from prunegraph.runs.options.values import arguments_of, option_names, show
@@ -176,7 +176,12 @@ def parse(kind: type[Config], words: list[str]) -> Config | None:
                 **defaults,
             )
     except SystemExit:
-        msg = f"{_one_line(printed.getvalue())}; see `prunegraph {kind.command} --help`"
+        message = _one_line(printed.getvalue())
+        if message.startswith("Missing from"):
+            needed = next(option for option in options_of(kind) if option.needed)
+            text = needed.text.removesuffix(" (needed)")
+            message = f"`prunegraph {kind.command}` needs {needed.name}: {text}"
+        msg = f"{message}; see `prunegraph {kind.command} --help`"
         raise ConfigError(msg) from None
     if unknown:
         word = unknown[0].split("=")[0]

@@ -25,6 +25,7 @@ from prunegraph.runs.report.plots import Findings, Plot, draw, to_svg
 from prunegraph.runs.report.report import read_report, read_rows
 from prunegraph.runs.report.speed import latency_warning
 from prunegraph.runs.report.tables import (
+    IN_PLACE,
     custom_labels,
     custom_seed,
     gains,
@@ -38,6 +39,7 @@ from prunegraph.runs.report.verdict import (
     DENSE,
     VERDICTS,
     Unit,
+    is_agent,
     pruned_rows,
     verdict_line,
 )
@@ -174,9 +176,11 @@ def page(
         title=title(content),
         content=content,
         asked=", ".join(LIMITS[name].format(value) for name, value in content["budget"].items()),
+        judged=any(map(is_agent, read_rows(content))),
         verdict=VERDICTS.get(content["verdict"]),
         first_verdict=first_verdict(content),
         warning=latency_warning(content),
+        in_place=IN_PLACE,
         results=result_rows(content, weights_on_disk(folder, content)),
         columns=method_columns(content),
         methods=methods,

@@ -11,6 +11,11 @@ from prunegraph.core.budget import short
 from prunegraph.runs.report.report import read_rows
 from prunegraph.runs.report.verdict import ACCURACY, DENSE, MethodRow, Unit, column, pruned_rows
 
+IN_PLACE = (
+    "PyTorch runs the network no faster for it; `prunegraph export --format sparse` writes it small"
+)
+"""What zeros are good for."""
+
 SHORT = {"accuracy": "acc."}
 """Names of scores, shorter where a table has no room."""
 
@@ -18,9 +23,11 @@ SHORT = {"accuracy": "acc."}
 def method_columns(content: Mapping[str, Any]) -> tuple[str, ...]:
     """Return the columns of the one table that a run prints."""
     score = SHORT.get(content["score_name"], content["score_name"])
-    tuned = (f"test {score} fine-tuned",) * _has_finetunes(content)
-    scores = (f"search {score}", f"test {score} recal.", *tuned)
-    return ("method", *_cost_columns(content), *scores, "nets", "minutes")
+    scores: tuple[str, ...] = ("search {}", "test {} recal.", "test {} fine-tuned")
+    if not _has_finetunes(content):
+        scores = ("search {}", "test {}")
+    named = (name.format(score) for name in scores)
+    return ("method", *_cost_columns(content), *named, "nets", "minutes")
 
 
 def _has_finetunes(content: Mapping[str, Any]) -> bool:
@@ -128,7 +135,8 @@ def gains(content: Mapping[str, Any]) -> list[str]:
     """Return what a run has got, in lines: size, speed, score."""
     dense, pruned, unit = content["dense"], content["pruned"], Unit.of(content)
     if "sparsity" in pruned:
-        lines = [f"size: {percent(pruned['sparsity'], 2)} of the prunable weights are zero"]
+        zeros = percent(pruned["sparsity"], 2)
+        lines = [f"zeros: {zeros} of the prunable weights, in place: {IN_PLACE}"]
     else:
         macs, params = (percent(pruned[name] / dense[name]) for name in ("macs", "params"))
         lines = [f"size: {macs} of the multiply-adds, {params} of the parameters are left"]

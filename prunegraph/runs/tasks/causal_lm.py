@@ -16,7 +16,13 @@ from prunegraph.runs.options.config import NetworkConfig
 from prunegraph.runs.options.tasks import TaskOptions
 from prunegraph.runs.parallel.machine import resolve_device
 from prunegraph.runs.target import LANGUAGE_RECIPE, Target
-from prunegraph.runs.tasks.kind import TaskKind, checked_structure, folder_name, token_numbers
+from prunegraph.runs.tasks.kind import (
+    TaskKind,
+    checked_structure,
+    folder_name,
+    pretraining_of,
+    token_numbers,
+)
 from prunegraph.tasks.causal_lm import causal_lm
 from prunegraph.training.embedded import RECIPE as EMBEDDED_RECIPE
 
@@ -57,7 +63,7 @@ def load(config: NetworkConfig, budget: Budget | None = None) -> Target:
         build=lambda: copy_network(task.model).cpu(),
         structure=checked_structure(task, config, budget),
         tokenizer=task.tokenizer_folder or task.tokenizer or False,
-        pretraining=EMBEDDED_RECIPE if config.weights is None else None,
+        pretraining=pretraining_of(config, EMBEDDED_RECIPE),
         num_calibration=num_windows,
         recipe=LANGUAGE_RECIPE,
     )
@@ -73,7 +79,9 @@ def build(folder: Path | None, _info: PrunedInfo) -> nn.Module:
 KIND = TaskKind(
     load=load,
     arch=folder_name,
-    options=frozenset({"calibration_text", "test_text", "calibration_tokens", "window"}),
+    options=frozenset(
+        {"calibration_text", "test_text", "calibration_tokens", "window", "pretrain_epochs"}
+    ),
     build=build,
     example=token_numbers,
 )

@@ -32,9 +32,10 @@ from prunegraph.runs.prepare import (
     structure_of,
 )
 from prunegraph.runs.target import IMAGES_RECIPE, Target, pretrain_recipe
-from prunegraph.runs.tasks.kind import TaskKind, random_numbers
+from prunegraph.runs.tasks.kind import TaskKind, pretraining_of, random_numbers
 from prunegraph.tasks.classification import layout_of
 from prunegraph.tasks.image_classification import ImageClassification
+from prunegraph.training.loop import FinetuneConfig
 
 
 def with_published_weights(config: NetworkConfig) -> NetworkConfig:
@@ -90,7 +91,7 @@ def load(
     arch = resolve_arch(config.arch, config.weights, info)
     check_arch(arch)  # before images are downloaded
     dataset = dataset or load_images(config, info)
-    pretrain_epochs = _pretrain_epochs(config, arch, dataset)
+    pretraining = _pretraining(config, arch, dataset)
     model = build_network(arch, dataset, config.seed)
     if config.weights is not None:
         load_weights(model, config.weights)
@@ -131,27 +132,19 @@ def load(
         dataset=dataset,
         layout=layout,
         info=info,
-        pretraining=pretrain_recipe(pretrain_epochs) if pretrain_epochs else None,
+        pretraining=pretraining,
         recipe=dataclasses.replace(IMAGES_RECIPE, epochs=DIGITS_EPOCHS)
         if dataset.name == DEFAULT_DATASET
         else IMAGES_RECIPE,
     )
 
 
-def _pretrain_epochs(config: NetworkConfig, arch: str, dataset: Dataset) -> int:
-    if config.weights is not None:
-        if config.pretrain_epochs:
-            msg = (
-                "--weights and --pretrain-epochs exclude each other: a network is trained or loaded"
-            )
-            raise ConfigError(msg)
-        return 0
-    if config.pretrain_epochs is not None:
-        return config.pretrain_epochs
-    if is_factory(arch):
-        return 0  # the user's factory returns a trained network
-    if dataset.name == DEFAULT_DATASET:
-        return DIGITS_EPOCHS
+def _pretraining(config: NetworkConfig, arch: str, dataset: Dataset) -> FinetuneConfig | None:
+    asked = config.weights is not None or config.pretrain_epochs is not None
+    if not asked and is_factory(arch):
+        return None  # the user's factory returns a trained network
+    if asked or dataset.name == DEFAULT_DATASET:
+        return pretraining_of(config, pretrain_recipe(DIGITS_EPOCHS))
     msg = (
         f"{arch} on {dataset.name} has no weights: give --weights (made by `prunegraph pretrain`), "
         "or --pretrain-epochs to train it first"

@@ -1,5 +1,6 @@
 """What a task says of itself to the commands."""
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,11 +10,13 @@ from torch import nn
 
 from prunegraph.artefacts.pruned import PrunedInfo
 from prunegraph.core.budget import Budget
+from prunegraph.core.errors import ConfigError
 from prunegraph.core.task import Task
 from prunegraph.graph import ExampleInputs, StructureGraph
 from prunegraph.runs.options.config import NetworkConfig
 from prunegraph.runs.prepare import check_network, structure_of
 from prunegraph.runs.target import Target
+from prunegraph.training.loop import FinetuneConfig
 
 
 def random_numbers(info: PrunedInfo, seed: int) -> ExampleInputs:
@@ -54,6 +57,25 @@ def checked_structure(
     if structure is not None:
         check_network(task.name, structure)
     return structure
+
+
+def pretraining_of(config: NetworkConfig, recipe: FinetuneConfig) -> FinetuneConfig | None:
+    """Return how a network without weights is trained first; None: it is taken as it is.
+
+    Raises:
+        ConfigError: epochs are asked for beside weights.
+    """
+    epochs = config.pretrain_epochs
+    if config.weights is not None:
+        if epochs:
+            msg = (
+                "--weights and --pretrain-epochs exclude each other: a network is trained or loaded"
+            )
+            raise ConfigError(msg)
+        return None
+    epochs = recipe.epochs if epochs is None else epochs
+    warmup = min(recipe.warmup_epochs, epochs / 2)
+    return dataclasses.replace(recipe, epochs=epochs, warmup_epochs=warmup) if epochs else None
 
 
 def folder_name(config: NetworkConfig) -> str:

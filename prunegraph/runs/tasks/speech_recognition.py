@@ -18,7 +18,12 @@ from prunegraph.runs.options.config import NetworkConfig
 from prunegraph.runs.options.tasks import TaskOptions
 from prunegraph.runs.parallel.machine import resolve_device
 from prunegraph.runs.target import LANGUAGE_RECIPE, Target
-from prunegraph.runs.tasks.kind import TaskKind, checked_structure, random_numbers
+from prunegraph.runs.tasks.kind import (
+    TaskKind,
+    checked_structure,
+    pretraining_of,
+    random_numbers,
+)
 from prunegraph.tasks.speech_recognition import load_speech_data, speech_recognition
 from prunegraph.tasks.whisper import whisper_recognition
 from prunegraph.training.loop import FinetuneConfig
@@ -73,7 +78,7 @@ def load(config: NetworkConfig, budget: Budget | None = None) -> Target:
         ),
         build=lambda: build_recogniser(**sizes),
         structure=structure,
-        pretraining=recipe if config.weights is None else None,
+        pretraining=pretraining_of(config, recipe),
         recipe=dataclasses.replace(recipe, epochs=0),
     )
 
@@ -123,7 +128,7 @@ def example(info: PrunedInfo, seed: int) -> ExampleInputs:
 KIND = TaskKind(
     load=load,
     arch=_name,
-    options=frozenset({"data_dir", "languages"}),
+    options=frozenset({"data_dir", "languages", "pretrain_epochs"}),
     build=build,
     example=example,
 )

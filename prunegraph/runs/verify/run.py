@@ -51,6 +51,12 @@ their answers are less certain. Between one thread and two, 8 images of 10,000 w
 ELSEWHERE = 0.01
 """A score that is no share of samples differs by so much of itself there."""
 
+UNVERIFIED = (
+    *("repaired", "decision", "policy", "latency_ms", "groups", "layer_errors", "selection"),
+    "versions",
+)
+"""Entries of a report that no file tells."""
+
 NOT_VERIFIABLE = ("networks_evaluated", "seconds", "bytes_up", "bytes_down")
 """Figures of a row that no file tells."""
 
@@ -83,16 +89,12 @@ def verify_run(config: VerifyConfig, console: Console) -> dict[str, Any]:
             f"found {first.found} ({len(wrong)} of {len(checks)} figures are wrong){elsewhere}"
         )
         raise ArtefactError(msg)
-    unknown = [f"search.{key}" for key in ("seconds", "evaluation_seconds", "networks_evaluated")]
-    unknown += ["repaired", "methods[].networks_evaluated", "methods[].seconds"]
-    unknown.append(RunFolder.HISTORY)
+    keys = ("seconds", "evaluation_seconds", "networks_evaluated") if content["search"] else ()
+    unknown = [f"search.{key}" for key in keys]
+    unknown += [name for name in UNVERIFIED if content.get(name) is not None]
+    unknown += ["methods[].networks_evaluated", "methods[].seconds"]
     unknown += [f"{cell} (no weights)" for cell in _cells_without_weights(folder, content)]
-    unknown += [RunFolder.LATENCY] * (RunFolder.LATENCY in content["files"])
-    unknown += [
-        "latency_ms",
-        "versions",
-        *sorted({"decision", "groups", "layer_errors", "policy", "selection"} & content.keys()),
-    ]
+    unknown += [n for n in (RunFolder.HISTORY, RunFolder.LATENCY) if n in content["files"]]
     console.say(
         f"{len(checks)} figures and {len(content['files'])} files of {folder.path} are right; "
         f"not verifiable: {', '.join(unknown)}{elsewhere}"

@@ -138,7 +138,7 @@ def test_groups_that_do_not_divide_the_inputs_are_refused() -> None:
 
 
 def test_other_budgets_are_refused() -> None:
-    with pytest.raises(BudgetError, match=r"needs a sparsity, the budget is {'keep_macs': 0.5}"):
+    with pytest.raises(BudgetError, match=r"a sparsity: .* in place of keep_macs=0\.5$"):
         magnitude_mask(mlp(), Budget(keep_macs=0.5))
 
 

@@ -158,7 +158,7 @@ def test_what_was_got_is_told_before_and_after(make_findings: Make) -> None:
     assert rows["time of one image"] == ("1 ms", "0.5 ms", "50.0 %")
     assert rows["the same, fine-tuned"] == ("91.00 %", "88.00 %", "-3.00 pts")
     text = made(findings)
-    assert "Asked: at most 0.5 of the multiply-adds." in text
+    assert "Budget: at most 0.5 of the multiply-adds." in text
     assert "no verdict: 2 seed(s)" in text
 
 
