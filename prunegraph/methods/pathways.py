@@ -15,7 +15,7 @@ from typing import Any, ClassVar, Literal, cast, get_args
 
 import torch
 
-from prunegraph.core.checks import check_at_least, check_choice
+from prunegraph.core.checks import check_at_least, check_choice, check_positive
 from prunegraph.core.errors import ConfigError
 from prunegraph.core.splits import TrainSplit
 from prunegraph.core.task import Task, with_parts
@@ -50,8 +50,9 @@ class MaskedTraining(TrainedWeights):
     every: int = 20
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "every"):
-            check_at_least(name, getattr(self, name), 1)
+        for name, least in (("epochs", 1), ("every", 1), ("batch_size", 2)):
+            check_at_least(name, getattr(self, name), least)
+        check_positive("lr", self.lr)
 
     @property
     def joint_epochs(self) -> int:

@@ -122,7 +122,7 @@ def _load(
             **given,
         )
     except Exception as error:  # transformers raises about anything
-        msg = f"{folder} cannot be loaded as {what}: {one_line(error, 300)}"
+        msg = f"{folder} cannot be loaded as {what}: {one_line(error, 200)}; give the folder of one"
         raise ModelError(msg) from error
     finally:
         library.utils.logging.set_verbosity(verbosity)

@@ -253,7 +253,11 @@ def test_a_policy_of_one_language_model_is_applied_to_another(
     [
         ("--sparsity 0.5 --dataset digits", "--dataset is of --task image_classification"),
         ("--sparsity 0.5 --magnitude.block 3", "magnitude has no option 'block'; it has none"),
-        ("--sparsity 0.5 --thanos.block 3", "--thanos.block is of a method that is not run"),
+        ("--sparsity 0.5 --clients 3", "--clients is an option of fedmap and fedavg, not run here"),
+        (
+            "--sparsity 0.5 --thanos.block 3",
+            "--thanos.block is an option of thanos, not run here: drop it",
+        ),
         ("--keep-macs 0.5", "needs a sparsity: give one, as 0.5, in place of keep_macs=0.5"),
         ("--sparsity 0.5 --weights nowhere", "there is no folder nowhere"),
         ("--sparsity 0.5 --pretrain-epochs 1", "--weights and --pretrain-epochs exclude each"),

@@ -161,6 +161,8 @@ def test_what_cannot_be_served_is_refused(digits: Dataset) -> None:
         ({"start": "random"}, "give reselect as well"),
         ({"emphasis": -1.0}, "emphasis=-1.0 must be at least 0"),
         ({"every": 0}, "every=0 must be at least 1"),
+        ({"batch_size": 0}, "batch_size=0 must be at least 2"),
+        ({"lr": -1.0}, r"lr=-1\.0 must be positive"),
     ):
         with pytest.raises(ConfigError, match=message):
             Pathways(**odd)

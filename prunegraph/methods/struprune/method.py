@@ -18,7 +18,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from prunegraph.core.errors import BudgetError, ConfigError, ModelError
+from prunegraph.core.checks import check_at_least, check_choice, check_positive
+from prunegraph.core.errors import BudgetError, ModelError
 from prunegraph.core.files import write_json
 from prunegraph.core.masks import ChannelMask, FloatArray
 from prunegraph.core.precision import autocasting
@@ -75,12 +76,9 @@ class StruPrune(ChannelMethod):
     def __post_init__(self) -> None:
         valid = {"allocation": ("auto", "uniform", "softmax"), "importance": ("loss", "error")}
         for name, words in valid.items():
-            if getattr(self, name) not in words:
-                msg = f"{name}={getattr(self, name)!r} is none of {', '.join(words)}"
-                raise ConfigError(msg)
-        if not (self.temperature > 0.0 and self.rounds >= 0):
-            msg = f"temperature={self.temperature} must be above 0, rounds={self.rounds} not below"
-            raise ConfigError(msg)
+            check_choice(name, getattr(self, name), words)
+        check_positive("temperature", self.temperature)
+        check_at_least("rounds", self.rounds, 0)
 
     def check(self, problem: Problem) -> None:
         """Say before any work what it cannot serve.

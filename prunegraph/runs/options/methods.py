@@ -68,9 +68,11 @@ def options_of(given: Sequence[str], name: str) -> dict[str, str]:
 def check_named(given: Sequence[str], names: Sequence[str]) -> None:
     """Raise ConfigError for an option of a method that a command does not run."""
     for option in given:
-        method = option.partition("=")[0].rpartition(".")[0]
-        known = method in names or (method == FEDERATION and any(n in FEDERATED for n in names))
-        if not known:
-            near = suggest(method, names)
-            msg = f"--{option.partition('=')[0]} is of a method that is not run here{near}"
+        method, _, field = option.partition("=")[0].rpartition(".")
+        shared = method == FEDERATION
+        owners = list(FEDERATED) if shared else [method]
+        if not {*owners} & {*names}:
+            flag = (field if shared else f"{method}.{field}").replace("_", "-")
+            near = "" if shared else suggest(method, names)
+            msg = f"--{flag} is an option of {' and '.join(owners)}, not run here{near}: drop it"
             raise ConfigError(msg)

@@ -18,7 +18,7 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import LogFormatter, MaxNLocator
 
 from prunegraph.core.files import write_bytes
 from prunegraph.core.masks import ChannelMask
@@ -42,7 +42,7 @@ from prunegraph.runs.report.widths import draw_widths
 MARKS = {
     "agent": ("#c2611a", "D"),
     "search": ("#4c8fc7", "s"),
-    "heuristic": ("#4b9459", "o"),
+    "no search": ("#4b9459", "o"),
     "control": (MUTED, "^"),
     DENSE: (INK, "*"),
 }
@@ -205,7 +205,7 @@ def _dense_marks(dense: Mapping[str, Any]) -> list[tuple[float, bool]]:
 def _kind(row: MethodRow) -> str:
     if row.role != "baseline":
         return row.role
-    return "search" if row.searches else "heuristic"
+    return "search" if row.searches else "no search"
 
 
 def mark(kind: str, filled: bool) -> dict[str, Any]:
@@ -286,7 +286,9 @@ def _errors(findings: Findings) -> Plot | None:
         axes.plot(range(1, len(values) + 1), values, color=colour, linewidth=1, label=name)
         means[name] = float(values.mean())
     axes.set_yscale("log")
-    axes.set_xlabel("layer, in the order in which they run")
+    axes.yaxis.set_major_formatter(LogFormatter())  # the usual one's labels hold dollars
+    axes.yaxis.set_minor_formatter(LogFormatter())
+    axes.set_xlabel("layer, as they run")
     axes.set_ylabel("squared error of outputs, %")
     figure.legend(loc="outside upper center", ncols=3)
     words = "; ".join(f"{name} {value:.2g} %" for name, value in means.items())

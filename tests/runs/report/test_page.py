@@ -22,7 +22,7 @@ from prunegraph.runs.report.page import (
     write_page,
 )
 from prunegraph.runs.report.plots import Findings, draw
-from prunegraph.runs.report.tables import method_cells
+from prunegraph.runs.report.tables import method_cells, method_columns
 from prunegraph.runs.store import write_masks
 
 Make = Callable[..., Findings]
@@ -160,6 +160,19 @@ def test_what_was_got_is_told_before_and_after(make_findings: Make) -> None:
     text = made(findings)
     assert "Budget: at most 0.5 of the multiply-adds." in text
     assert "no verdict: 2 seed(s)" in text
+
+
+def test_a_page_without_an_agent_has_no_verdict(make_findings: Make) -> None:
+    rows = [{**row, "role": "baseline"} for row in make_findings().content["methods"]]
+    assert "no verdict" not in made(make_findings(methods=rows))
+
+
+def test_scores_without_fine_tunes_are_not_said_to_be_recalibrated(make_findings: Make) -> None:
+    content = make_findings().content
+    assert "test acc. recal." in method_columns(content)
+    rows = [{**row, "test_accuracy_finetuned": None} for row in content["methods"]]
+    columns = method_columns(make_findings(methods=rows).content)
+    assert columns[-4:] == ("search acc.", "test acc.", "nets", "minutes")
 
 
 def test_user_data_is_escaped_everywhere(make_findings: Make) -> None:

@@ -124,9 +124,17 @@ def test_kinds_of_methods_differ_by_shape_and_are_named(make_findings: Make) -> 
     for name in ("methods",):
         figure = plots[name].figure
         shown = {line.get_marker() for line in figure.axes[0].lines} - {"None"}
-        assert shown == {MARKS[kind][1] for kind in ("agent", "search", "heuristic", "dense")}
+        assert shown == {MARKS[kind][1] for kind in ("agent", "search", "no search", "dense")}
         names = [text.get_text() for text in figure.legends[0].get_texts()]
-        assert names == ["agent", "search", "heuristic", "dense"]
+        assert names == ["agent", "search", "no search", "dense"]
+
+
+def test_no_label_of_a_small_range_of_errors_holds_dollars(make_findings: Make) -> None:
+    errors = {"thanos": {"first": 0.0002, "second": 0.0017, "third": 0.0005}}
+    plot = draw(make_findings(layer_errors=errors))["errors"]
+    svg = to_svg(plot, "errors")
+    assert "2e\N{MINUS SIGN}02" in svg
+    assert "$" not in svg
 
 
 def test_methods_are_dots_before_and_after_the_finetune(make_findings: Make) -> None:
