@@ -134,7 +134,7 @@ def test_an_architecture_is_drawn(tmp_path: Path) -> None:
         (["--run", "run", "--arch", "resnet20"], "--run names the network itself: drop --arch"),
         (["--pretrain-epochs", "7"], "unknown option '--pretrain-epochs' of `prunegraph inspect`;"),
         (["--run", "run", "--attention", "width"], "drop --attention"),
-        (["--run", "nowhere"], "nowhere holds no mask.json: name a finished run"),
+        (["--run", "nowhere"], "nowhere holds no mask.json: name the --out of"),
     ],
 )
 def test_contradictory_options_give_one_line(
