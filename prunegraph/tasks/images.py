@@ -6,13 +6,14 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from prunegraph.core.errors import DataError, ModelError
+from prunegraph.core.errors import DataError
 from prunegraph.core.splits import Split
 from prunegraph.core.task import ExampleInputs
 from prunegraph.data.stored import StoredImages
 from prunegraph.graph import evaluation_mode
 from prunegraph.tasks.batches import check_loader
 from prunegraph.tasks.classification import BATCH_SIZE, place_images
+from prunegraph.tasks.outputs import class_logits
 
 ImageBatch = Tensor | tuple[Tensor, Tensor] | list[Tensor]
 
@@ -137,14 +138,6 @@ def _answers(model: nn.Module, images: Tensor) -> Tensor:
 
 def _logits(model: nn.Module, images: Tensor) -> Tensor:
     with evaluation_mode(model):
-        logits: object = model(place_images(images, model))
-    if not isinstance(logits, Tensor) or logits.dim() != 2:
-        found = (
-            f"shape {list(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__
-        )
-        msg = (
-            f"the network returns {found}, not logits [images, classes]: wrap it, or make it a "
-            "prunegraph.tasks.custom, which takes any loss"
-        )
-        raise ModelError(msg)
-    return logits
+        outputs = model(place_images(images, model))
+    advice = ": wrap it, or make it a prunegraph.tasks.custom, which takes any loss"
+    return class_logits(outputs, advice=advice)

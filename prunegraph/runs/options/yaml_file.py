@@ -182,6 +182,8 @@ def parse(kind: type[Config], words: list[str]) -> Config | None:
         word = unknown[0].split("=")[0]
         names = [f"--{name.replace('_', '-')}" for name in option_names(kind)]
         near = suggest(word, [name for name in names if name != word])  # hidden ones are unknown
+        if not word.startswith("-") and {"--arch", "--run"} <= {*names}:
+            near = f" (a network? give --arch {word}; a run? --run {word})"
         msg = (
             f"unknown option {unknown[0]!r} of `prunegraph {kind.command}`{near}; "
             f"see `prunegraph {kind.command} --help`"
