@@ -15,6 +15,10 @@ from prunegraph.models import build_model
 transformers = pytest.importorskip("transformers")
 
 SMALL = ("--calibration-images", "64", "--threads", "1", "--keep-macs", "0.6")
+TINY_SEARCH = (
+    *("--networks", "24", "--agent.update-size", "4", "--agent.subset", "64"),
+    *("--agent.surrogate-steps", "2", "--agent.distill-steps", "1"),
+)
 DIGITS = {"num_channels": 1, "num_labels": 10}
 
 
@@ -95,20 +99,21 @@ def test_uniform_widths_and_zeros_make_a_folder_of_transformers(tmp_path: Path) 
 def test_every_command_that_prunes_takes_it(command: str, tmp_path: Path) -> None:
     words = ["--arch", f"hf:{saved('resnet', tmp_path)}", "--out", str(tmp_path / "run"), *SMALL]
     more = {
-        "compare": ["--methods", "l1/uniform", "--finetune-epochs", "1"],
-        "apply": ["--policy", "resnet-cifar", "--finetune-epochs", "0"],
-        "train": ["--baselines", "none", "--seeds", "0", "--networks", "8"],
+        "compare": ["--methods", "l1/uniform", "--no-agent"],
+        "apply": ["--policy", "resnet-cifar"],
+        "train": ["--baselines", "none", "--search-seeds", "1", *TINY_SEARCH],
     }[command]
-    more += ["--finetune-epochs", "0"] * (command == "train")
-    assert main([command, *words, *more]) == 0
+    assert main([command, *words, *more, "--finetune-epochs", "0"]) == 0
     assert main(["verify", str(tmp_path / "run"), "--threads", "1"]) == 0
 
 
 def test_one_call_prunes_it_and_distils_and_its_folder_reloads(tmp_path: Path) -> None:
     model = made("vit")
     images = torch.randn(64, 1, 8, 8)
-    result = pg.prune(model, "taylor/global", pg.Budget(keep_macs=0.6, uniform=True), data=[images])
-    recipe = pg.FinetuneConfig(epochs=1, batch_size=32)
+    data = [{"pixel_values": images, "labels": torch.arange(64) % 10}]
+    result = pg.prune(model, "taylor/global", pg.Budget(keep_macs=0.6, uniform=True), data=data)
+    assert torch.equal(result.task.train.source.labels, torch.arange(64) % 10)
+    recipe = pg.FinetuneConfig(epochs=1, batch_size=32, distill_weight=0.5)
     pg.finetune(result.model, result.task, recipe, seed=0, teacher=model)
     pg.save_pretrained(result, tmp_path / "small")
     again = transformers.ViTForImageClassification.from_pretrained(tmp_path / "small").eval()
@@ -126,7 +131,10 @@ def test_one_call_prunes_it_and_distils_and_its_folder_reloads(tmp_path: Path) -
         ),
         (["hf:nowhere"], "give a folder, or copy the repository nowhere into"),
         (["hf:text"], "is of no classifier of images"),
-        (["hf:five"], "five is of another network: classifier.bias has shape (5,) instead of (10,"),
+        (
+            ["hf:five"],
+            "five is of another network: classifier.weight has shape (5, 16) instead of (10,",
+        ),
         (["hf:vit", "--weights", "vit"], "or give --arch hf:vit if save_pretrained"),
     ],
 )

@@ -80,7 +80,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
         ("inspect --arch nothing:build", "cannot import 'nothing'"),
         ("inspect --dataset folder", "folder needs a data_dir"),
         ("inspect --dataset mnist", "unknown data set 'mnist'"),
-        ("export", "Missing"),
+        ("export", "`prunegraph export` needs a word more: run folder of train or apply; see"),
         ("export nowhere", "nowhere holds no mask.json: name a finished run of train or apply"),
         ("verify nowhere", "nowhere is not a folder"),
     ],

@@ -249,6 +249,9 @@ def _one_line(box: str) -> str:
             break
         body.append(line)
     message = " ".join(" ".join(body).split()).rstrip(".")
+    message = message.replace("``", "")
+    lacks = r"`prunegraph \1` needs a word more: \2"
+    message = re.sub(r"Missing from prunegraph (\w+): [A-Z]+ (.*?)\.? \(required\)", lacks, message)
     message = re.sub(r"could not convert string to float: (.*)", r"\1 is no number", message)
     return re.sub(r"invalid literal for int\(\) with base 10: (.*)", r"\1 is no integer", message)
 
