@@ -19,6 +19,7 @@ TINY_SEARCH = (
     *("--networks", "24", "--agent.update-size", "4", "--agent.subset", "64"),
     *("--agent.surrogate-steps", "2", "--agent.distill-steps", "1"),
 )
+OTHERS = ("resnet", "convnext")
 DIGITS = {"num_channels": 1, "num_labels": 10}
 
 
@@ -55,7 +56,9 @@ def saved(family: str, folder: Path) -> Path:
     return folder / family
 
 
-@pytest.mark.parametrize("family", ["vit", "resnet", "convnext"])
+@pytest.mark.parametrize(
+    "family", ["vit", *(pytest.param(name, marks=pytest.mark.slow) for name in OTHERS)]
+)
 def test_a_folder_is_pruned_verified_exported_and_reloaded(
     family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -95,7 +98,9 @@ def test_uniform_widths_and_zeros_make_a_folder_of_transformers(tmp_path: Path) 
         assert (out / "pruned" / "preprocessor_config.json").read_bytes() == kept
 
 
-@pytest.mark.parametrize("command", ["compare", "apply", "train"])
+@pytest.mark.parametrize(
+    "command", ["compare", pytest.param("apply", marks=pytest.mark.slow), "train"]
+)
 def test_every_command_that_prunes_takes_it(command: str, tmp_path: Path) -> None:
     words = ["--arch", f"hf:{saved('resnet', tmp_path)}", "--out", str(tmp_path / "run"), *SMALL]
     more = {

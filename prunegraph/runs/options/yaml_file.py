@@ -250,8 +250,11 @@ def _one_line(box: str) -> str:
         body.append(line)
     message = " ".join(" ".join(body).split()).rstrip(".")
     message = message.replace("``", "")
-    lacks = r"`prunegraph \1` needs a word more: \2"
-    message = re.sub(r"Missing from prunegraph (\w+): [A-Z]+ (.*?)\.? \(required\)", lacks, message)
+    missing = re.fullmatch(
+        r"Missing from (prunegraph \w+): (--\S+)? ?[A-Z]+ (.*?)\.? \(required\)", message
+    )
+    if missing:
+        message = f"`{missing[1]}` needs {missing[2] or 'a word more'}: {missing[3]}"
     message = re.sub(r"could not convert string to float: (.*)", r"\1 is no number", message)
     return re.sub(r"invalid literal for int\(\) with base 10: (.*)", r"\1 is no integer", message)
 
