@@ -22,13 +22,14 @@ from prunegraph.artefacts.pruned import (
     check_builder,
     info_of,
     make_record,
+    put_weights,
     read_record,
     read_weights,
 )
 from prunegraph.core.errors import ArtefactError, MaskError
 from prunegraph.core.files import file_digest, write_bytes, write_json
 from prunegraph.core.seeding import seeded
-from prunegraph.core.tensors import load_state, state_tensors, to_safetensors
+from prunegraph.core.tensors import state_tensors, to_safetensors
 from prunegraph.core.weight_mask import GroupedMask, WeightMask
 from prunegraph.graph import unwrap
 from prunegraph.models import save_pretrained_layout
@@ -189,7 +190,7 @@ def load_masked(where: Path | str, build_model: Callable[[], nn.Module]) -> Mask
     mask = load_bits(where, record["mask"]["digest"])
     with seeded(0):
         model = unwrap(build_model())
-    load_state(model, tensors, weights_path)
+    put_weights(model, tensors, weights_path)
     try:
         mask.check_zeros(model)
     except MaskError as error:

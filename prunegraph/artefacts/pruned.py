@@ -25,7 +25,7 @@ from prunegraph.core.tensors import load_state, read_safetensors, state_tensors,
 from prunegraph.graph import AttentionUnit, ExampleInputs, StructureGraph, analyse, unwrap
 from prunegraph.graph.apply import apply_mask
 from prunegraph.graph.depth import with_depth
-from prunegraph.models import save_pretrained_layout
+from prunegraph.models import load_pretrained, save_pretrained_layout
 
 SCHEMA = 1
 MASK_FILE = "mask.json"
@@ -298,7 +298,7 @@ def load_pruned(
         raise ArtefactError(msg)
     mask = _mask(path, record, graph)
     model = apply_mask(dense, graph, mask)
-    load_state(model, tensors, weights_path)
+    put_weights(model, tensors, weights_path)
     return PrunedNetwork(model=model.eval(), graph=graph, mask=mask, info=info)
 
 
@@ -322,6 +322,20 @@ def read_weights(path: Path, record: Mapping[str, Any]) -> dict[str, Tensor]:
         )
         raise ArtefactError(msg)
     return tensors
+
+
+def put_weights(model: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Copy the tensors of a file into a network.
+
+    A folder that ``from_pretrained`` reads may hold them by other names: then transformers reads
+    it.
+
+    Raises:
+        PruneGraphError: they do not fit the network.
+    """
+    if path.name == PRETRAINED_FILE and not tensors.keys() <= state_tensors(model).keys():
+        tensors = state_tensors(load_pretrained(path.parent, kind=type(model).__name__))
+    load_state(model, tensors, path)
 
 
 def read_record(

@@ -1,9 +1,26 @@
-"""Libraries that come with an extra of the package, and are loaded when they are first needed."""
+"""Modules that are loaded when they are first needed; those of an extra may not be there."""
 
+import importlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from prunegraph.core.errors import ConfigError
+
+
+class Late:
+    """A module that is loaded when something of it is used: what every command waits for is small.
+
+    Args:
+        name: of the module.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __getattr__(self, member: str) -> Any:
+        """Return what the module has by that name."""
+        return getattr(importlib.import_module(self._name), member)
 
 
 @contextmanager

@@ -1,10 +1,12 @@
 """The embedded data sets: scikit-learn's 1,797 real 8 x 8 digits, alone and among pieces."""
 
 import torch
-from sklearn.datasets import load_digits
 from torch import Tensor
 
+from prunegraph.core.extras import Late
 from prunegraph.data.splits import stratified_cut
+
+datasets = Late("sklearn.datasets")
 
 DIGITS_MEAN = (0.3070,)
 DIGITS_STD = (0.3771,)
@@ -25,7 +27,7 @@ def read_digits() -> tuple[Tensor, Tensor, dict[str, Tensor]]:
     Train 60 %, val 15 %, test 25 % of each class, the same whatever the caller's seed: weights
     trained in one run must never have seen the search or test images of another.
     """
-    digits = load_digits()
+    digits = datasets.load_digits()
     pixels = torch.from_numpy(digits.images) * (255 / GREY_MAX)
     images = pixels.round().to(torch.uint8).unsqueeze(1)  # [n, 1, 8, 8]
     labels = torch.from_numpy(digits.target).to(torch.int64)

@@ -39,6 +39,9 @@ NORMALISATION: dict[str, Normalisation] = {
 EMBEDDED = {"digits": read_digits, "clutter": read_clutter}
 """Data sets that come with a dependency, none of which is ever mirrored."""
 
+RESIZED = ("imagenet", "folder")
+"""Data sets whose images take any size."""
+
 NUM_CLASSES = {"cifar10": 10, "cifar100": 100}
 CIFAR_SHAPE = (32, 32)
 DEFAULT_SIZE = 224
@@ -132,7 +135,7 @@ def _normalisation(
 
 def _check_options(name: str, data_dir: Path | None, image_size: int | None) -> None:
     """Refuse options that the data set would have to ignore."""
-    if image_size is not None and name not in ("imagenet", "folder"):
+    if image_size is not None and name not in RESIZED:
         msg = f"{name} has a fixed image size; image_size={image_size} works with folder, imagenet"
         raise DataError(msg)
     if image_size is not None and image_size < 1:
@@ -141,7 +144,7 @@ def _check_options(name: str, data_dir: Path | None, image_size: int | None) -> 
     if name in EMBEDDED and data_dir is not None:
         msg = f"{name} are built in and take no data_dir; {data_dir} may be meant for folder"
         raise DataError(msg)
-    if name in ("imagenet", "folder") and data_dir is None:
+    if name in RESIZED and data_dir is None:
         msg = f"{name} needs a data_dir: a folder or .tar; {LAYOUT}"
         raise DataError(msg)
 

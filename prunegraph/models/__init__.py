@@ -7,6 +7,7 @@ from prunegraph.models.library import (
     pretrained_folder,
     published_info,
     published_weights,
+    settled,
 )
 from prunegraph.models.pretrained import (
     load_encoder,
@@ -39,6 +40,7 @@ __all__ = [
     "resized_network",
     "save_pretrained_layout",
     "save_weights",
+    "settled",
     "weights_info",
     "within_config",
 ]

@@ -22,9 +22,11 @@ from prunegraph.models.library import (
     TORCHVISION_ARGUMENTS,
     check_library_name,
     create_timm,
+    pretrained_folder,
     torchvision_names,
 )
 from prunegraph.models.mobilenet import MobileNetV2
+from prunegraph.models.pretrained import build_image_classifier
 from prunegraph.models.random_family import PATTERN as RANDOM_PATTERN
 from prunegraph.models.random_family import random_classifier
 from prunegraph.models.resnet import CifarResNet
@@ -49,7 +51,7 @@ def build_model(spec: str, *, num_classes: int, image_shape: tuple[int, int, int
             ``digits_resnet``, or a variant ``digits_resnet<depth>[_w<width>]`` with depth 6n + 2,
             such as ``digits_resnet14_w12``, and ``_gn`` behind it for group norm;
             ``random_<family>_<seed>``, a network of a family of ``random_family.FAMILIES``;
-            ``torchvision:NAME``, ``timm:NAME``, a classification network;
+            ``torchvision:NAME``, ``timm:NAME``, ``hf:FOLDER_OR_NAME``, a classification network;
             ``package.module:factory``, a callable of the user, found also in the current folder,
             called with ``num_classes=`` if it takes that.
         num_classes: number of classes.
@@ -67,6 +69,8 @@ def build_model(spec: str, *, num_classes: int, image_shape: tuple[int, int, int
         return _build_torchvision(name, num_classes, image_shape)
     if spec.startswith(TIMM_PREFIX):
         return _build_timm(spec, num_classes, image_shape)
+    if spec.startswith(HF_PREFIX):
+        return build_image_classifier(pretrained_folder(spec), num_classes, image_shape)
     if is_factory(spec):
         return _build_from_factory(spec, num_classes)
     return _build_builtin(spec, num_classes, image_shape)
@@ -74,12 +78,6 @@ def build_model(spec: str, *, num_classes: int, image_shape: tuple[int, int, int
 
 def check_arch(spec: str) -> None:
     """Raise ModelError if no network has this name; a factory is not looked for."""
-    if spec.startswith(HF_PREFIX):
-        msg = (
-            f"{spec} is no network that takes images alone: give it to `inspect --arch`, to "
-            "--weights of another --task, or to pg.load"
-        )
-        raise ModelError(msg)
     if spec.startswith(LIBRARIES):
         check_library_name(spec)
     elif not (
@@ -98,7 +96,7 @@ def check_arch(spec: str) -> None:
         msg = (
             f"unknown architecture {spec!r}{hint}; known: {', '.join(KNOWN_MODELS)}, "
             "digits_resnet<depth>_w<width>[_gn], random_<family>_<seed>, torchvision:NAME, "
-            "timm:NAME, package.module:factory"
+            "timm:NAME, hf:FOLDER_OR_NAME, package.module:factory"
         )
         raise ModelError(msg)
 

@@ -17,7 +17,7 @@ from torch import nn
 from prunegraph.core.errors import ModelError, nearest, one_line
 from prunegraph.core.extras import needed
 from prunegraph.core.user_code import HF_PREFIX, TIMM_PREFIX, TORCHVISION_PREFIX
-from prunegraph.models.pretrained import load_pretrained, read_config, transformers
+from prunegraph.models.pretrained import images_of, load_pretrained, read_config, transformers
 from prunegraph.models.weights import WeightsInfo, load_weights
 
 NEEDED = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
@@ -67,7 +67,10 @@ def load(name: str, *, weights: bool = True, num_classes: int | None = None) -> 
 
 
 def check_library_name(name: str) -> None:
-    """Raise ModelError if torchvision or timm has no network of a name; the nearest are named."""
+    """Raise ModelError if a library has no network of a name; the nearest are named."""
+    if name.startswith(HF_PREFIX):
+        read_config(pretrained_folder(name))
+        return
     for prefix, names in ((TORCHVISION_PREFIX, torchvision_names), (TIMM_PREFIX, timm_names)):
         if name.startswith(prefix):
             own, known = name.removeprefix(prefix), names()
@@ -114,7 +117,7 @@ def create_timm(name: str, **arguments: Any) -> nn.Module:
 
 
 def published_weights(name: str) -> Path:
-    """Return the file of the weights that torchvision or timm publish for a network.
+    """Return the file of the weights that a library publishes for a network; of ``hf:`` a folder.
 
     Args:
         name: with the library's prefix.
@@ -122,6 +125,8 @@ def published_weights(name: str) -> Path:
     Raises:
         ModelError: there are none, or they are not in the cache and cannot be fetched.
     """
+    if name.startswith(HF_PREFIX):
+        return pretrained_folder(name)
     if name.startswith(TIMM_PREFIX):
         config = _timm().get_pretrained_cfg(name.removeprefix(TIMM_PREFIX))
         if config is None or not config.hf_hub_id:
@@ -147,18 +152,25 @@ def published_weights(name: str) -> Path:
     return path
 
 
-def published_info(name: str) -> WeightsInfo | None:
-    """Return how timm's published weights want their images; None = as all of ImageNet."""
-    if not name.startswith(TIMM_PREFIX):
+def published_info(name: str, dataset: str | None = "imagenet") -> WeightsInfo | None:
+    """Return how published weights want their images; None = as all of ImageNet.
+
+    Args:
+        name: with the library's prefix.
+        dataset: what the weights are for.
+
+    Raises:
+        ModelError: a folder of ``hf:`` does not say it.
+    """
+    if name.startswith(HF_PREFIX):
+        mean, std, side = images_of(pretrained_folder(name))
+    elif name.startswith(TIMM_PREFIX):
+        config = _timm().get_pretrained_cfg(name.removeprefix(TIMM_PREFIX))
+        mean, std, side = tuple(config.mean), tuple(config.std), config.input_size[1]
+    else:
         return None
-    config = _timm().get_pretrained_cfg(name.removeprefix(TIMM_PREFIX))
-    return WeightsInfo(
-        arch=name,
-        dataset="imagenet",
-        mean=tuple(config.mean),
-        std=tuple(config.std),
-        extra={"image_size": config.input_size[1]},
-    )
+    size = {} if side is None else {"image_size": side}
+    return WeightsInfo(arch=name, dataset=dataset, mean=mean, std=std, extra=size)
 
 
 def repository(hub_name: str, name: str) -> Path:
@@ -192,6 +204,13 @@ def pretrained_folder(name: str) -> Path:
     plain = name.removeprefix(HF_PREFIX)
     folder = Path(plain).expanduser()
     return folder if folder.is_dir() else repository(plain, f"{HF_PREFIX}{plain}")
+
+
+def settled(name: str) -> str:
+    """Return a network's name with the path of ``hf:FOLDER`` made absolute."""
+    folder = Path(name.removeprefix(HF_PREFIX)).expanduser()
+    of_folder = name.startswith(HF_PREFIX) and folder.is_dir()
+    return f"{HF_PREFIX}{folder.absolute()}" if of_folder else name
 
 
 def _load_hf(plain: str) -> nn.Module:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from prunegraph.core.errors import ArtefactError, ConfigError, ModelError, one_line
 from prunegraph.core.extras import needed
-from prunegraph.core.reading import read_json, read_text
+from prunegraph.core.reading import MAX_IMAGE_SIZE, checked, read_json, read_text
 from prunegraph.core.seeding import seeded
 
 WEIGHTS, INDEX, CONFIG = "model.safetensors", "model.safetensors.index.json", "config.json"
@@ -20,13 +20,18 @@ WEIGHTS, INDEX, CONFIG = "model.safetensors", "model.safetensors.index.json", "c
 ADAPTER = "adapter_config.json"
 """What peft writes in place of a config."""
 
+PROCESSOR = "preprocessor_config.json"
+"""What says how a folder's network wants its images."""
+
+IMAGES_KIND = "AutoModelForImageClassification"
+
 VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
 """A tokenizer's folder holds at least one of them."""
 
 TOKENIZER_FILES = (
     *VOCABULARIES,
     *("merges.txt", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
-    *("chat_template.jinja", "chat_template.json"),
+    *("chat_template.jinja", "chat_template.json", PROCESSOR),
 )
 """What ``save_pretrained_layout`` copies, where there is such a file."""
 
@@ -72,6 +77,74 @@ def load_pretrained(
         )
         raise ModelError(msg)
     return model
+
+
+def build_image_classifier(
+    folder: Path | str, num_classes: int, image_shape: tuple[int, int, int]
+) -> nn.Module:
+    """Return a classifier of images of a folder's config, with fresh weights, on the CPU.
+
+    Args:
+        folder: whose config is taken.
+        num_classes: of its output.
+        image_shape: (channels, height, width) of its images, where the config says them.
+
+    Raises:
+        ConfigError: transformers is not installed.
+        ModelError: the folder has no config of such a network.
+    """
+    told, library = read_config(Path(folder)), transformers()
+    channels, height, width = image_shape
+    sizes = {
+        "num_labels": num_classes,
+        "num_channels": channels,
+        "image_size": height if height == width else [height, width],
+    }
+    try:
+        config = library.AutoConfig.from_pretrained(folder, local_files_only=True)
+        for name, size in sizes.items():
+            if name == "num_labels" or name in told:
+                setattr(config, name, size)
+        model: nn.Module = getattr(library, IMAGES_KIND).from_config(config)
+    except Exception as error:  # transformers raises about anything
+        msg = f"{folder} is of no classifier of images {image_shape}: {one_line(error, 160)}"
+        raise ModelError(msg) from error
+    return model
+
+
+def images_of(folder: Path) -> tuple[tuple[float, ...], tuple[float, ...], int | None]:
+    """Return mean and deviation of each channel, for pixels in [0, 1], and the side of images.
+
+    The folder's image processor says the former, its config the latter, or else the processor.
+
+    Raises:
+        ModelError: a file is missing or damaged.
+    """
+    where, config = folder / PROCESSOR, read_config(folder)
+    if not where.is_file():
+        msg = (
+            f"{folder} holds no {PROCESSOR}, which says how images are normalised: put one there, "
+            'as {"image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5]}'
+        )
+        raise ModelError(msg)
+    try:
+        numbers = {"image_mean": tuple[float, ...], "image_std": tuple[float, ...]}
+        told = checked(read_json(where), numbers, str(where))
+        factor = 255 * checked(told.get("rescale_factor", 1 / 255), float, str(where))
+    except ArtefactError as error:
+        raise ModelError(str(error)) from error
+    mean, std = told["image_mean"], told["image_std"]
+    if told.get("do_normalize") is False:
+        mean, std = (0.0,) * len(mean), (1.0,) * len(std)
+    shift = 1.0 if told.get("rescale_offset") is True else 0.0
+    side = config.get("image_size") or told.get("crop_size") or told.get("size")
+    if isinstance(side, dict):
+        side = side.get("height", side.get("shortest_edge"))
+    return (
+        tuple((value + shift) / factor for value in mean),
+        tuple(value / factor for value in std),
+        side if isinstance(side, int) and 1 <= side <= MAX_IMAGE_SIZE else None,
+    )
 
 
 def load_encoder(folder: Path | str, num_outputs: int, seed: int) -> tuple[nn.Module, bool]:
@@ -245,6 +318,7 @@ def save_pretrained_layout(model: nn.Module, tokenizer: Any, out: Path | str) ->
     if misfit := config_misfit(model):
         msg = f"{out} cannot hold the network as a from_pretrained folder: {misfit}"
         raise ArtefactError(msg)
+    transformers()  # shows no progress, in any process
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as made:

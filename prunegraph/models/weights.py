@@ -16,6 +16,7 @@ from prunegraph.core.errors import ArtefactError
 from prunegraph.core.files import write_bytes, write_json
 from prunegraph.core.reading import MAX_IMAGE_SIZE, checked, read_json
 from prunegraph.core.tensors import FLOATS, holds_numbers, read_safetensors
+from prunegraph.models.pretrained import load_pretrained
 
 TORCH_SUFFIXES = (".pt", ".pth", ".th", ".bin", ".ckpt", ".tar")
 AVERAGES = ("state_dict_ema", "model_ema")  # moving averages, which training scripts validate
@@ -54,17 +55,18 @@ def load_weights(model: nn.Module, path: Path | str) -> None:
     ``_orig_mod.`` and ``model.`` before all names, until the network knows one; missing BN counters
     are no error. Names that a network calls otherwise (``OTHER_NAMES``) are its own; auxiliary
     heads, which torchvision's networks have in training, are left out where the network has none.
+    The folder of a network of transformers is read by that library.
 
     Args:
         model: the network.
-        path: the weights file.
+        path: the weights file, or such a folder.
 
     Raises:
         ArtefactError: the file is missing, truncated, a pickle, of another network, or holds NaN.
     """
     path = Path(path)
     expected = model.state_dict()
-    state = _strip_prefix(_read_state(path), expected)
+    state = _strip_prefix(_read_state(path, model), expected)
     for other, own in getattr(model, "OTHER_NAMES", {}).items():
         state = {
             own + name.removeprefix(other) if name.startswith(other) else name: value
@@ -118,7 +120,10 @@ def weights_info(path: Path | str) -> WeightsInfo | None:
     """
     path = Path(path)
     if path.is_dir():
-        msg = f"{path} is a folder: name the weights file in it"
+        msg = (
+            f"{path} is a folder: name the weights file in it, or give --arch hf:{path} if "
+            "save_pretrained of transformers has written it"
+        )
         raise ArtefactError(msg)
     path = path.with_suffix(".json")
     if not path.is_file():
@@ -166,8 +171,10 @@ def check_weights_file(path: Path) -> None:
         raise ArtefactError(msg)
 
 
-def _read_state(path: Path) -> Mapping[str, Tensor]:
-    """Read the file's tensors without running any code in it."""
+def _read_state(path: Path, model: nn.Module) -> Mapping[str, Tensor]:
+    """Read the tensors of a file, or of a folder of a network, without running any code in it."""
+    if path.is_dir():
+        return load_pretrained(path, kind=type(model).__name__).state_dict()
     check_weights_file(path)
     if path.suffix == ".safetensors":
         return read_safetensors(path)[0]
@@ -260,7 +267,7 @@ def _check_same_network(
         hint = f"; {info.name} beside it says which" if info.is_file() else ""
         msg = (
             f"{path} is of another network: {differences[0]}{more}; "
-            f"pass the architecture and number of classes it was trained with{hint}"
+            f"pass the architecture, image size and number of classes it was trained with{hint}"
         )
         raise ArtefactError(msg)
 

@@ -26,8 +26,7 @@ from prunegraph.runs.options.tasks import IMAGES
 from prunegraph.runs.options.tools import ExportConfig
 from prunegraph.runs.options.yaml_file import read_yaml
 from prunegraph.runs.parallel.machine import resolve_device
-from prunegraph.runs.report.page import pruned_folder
-from prunegraph.runs.report.report import read_report
+from prunegraph.runs.report.report import pruned_folder, read_report
 from prunegraph.runs.tasks.registry import TASKS, kind_of_saved
 
 FILE_NAMES = {

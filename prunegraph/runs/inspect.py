@@ -13,6 +13,7 @@ from prunegraph.artefacts.masked import MaskedNetwork
 from prunegraph.core.budget import Budget
 from prunegraph.core.console import Console
 from prunegraph.core.errors import ModelError
+from prunegraph.core.extras import Late
 from prunegraph.core.masks import ChannelMask, Float64Array
 from prunegraph.core.user_code import HF_PREFIX, is_factory
 from prunegraph.data import load_dataset
@@ -33,8 +34,8 @@ from prunegraph.runs.prepare import (
     structure_of,
     trained_size,
 )
-from prunegraph.runs.report.groups import draw_groups
-from prunegraph.runs.report.plots import save_figure
+
+plots = Late("prunegraph.runs.report.plots")
 
 KNOWN_INPUTS: dict[str, tuple[tuple[int, int, int], int]] = {
     "digits": ((1, 8, 8), 10),
@@ -88,7 +89,7 @@ def run_inspect(config: InspectConfig, console: Console) -> dict[str, Any]:
     if not config.json:
         _print(content, graph, console, len(graph.groups) if config.all else MOST_ROWS)
     if config.plot is not None:
-        save_figure(draw_groups(graph, _title(content), mask), config.plot)
+        plots.save_figure(plots.draw_groups(graph, _title(content), mask), config.plot)
         console.say(f"the groups are drawn in {config.plot}")
     return content
 

@@ -19,7 +19,7 @@ from prunegraph.core.user_code import (
     find_factory,
     is_factory,
 )
-from prunegraph.data import EMBEDDED, Images, from_images, load_dataset
+from prunegraph.data import EMBEDDED, RESIZED, Images, from_images, load_dataset
 from prunegraph.graph import AttentionUnit, StructureGraph, analyse, copy_network, unwrap
 from prunegraph.graph.apply import apply_mask
 from prunegraph.graph.depth import with_depth
@@ -28,6 +28,7 @@ from prunegraph.models import (
     WeightsInfo,
     build_model,
     check_weights_file,
+    settled,
     within_config,
 )
 from prunegraph.runs.options.checks import check_trusted
@@ -54,6 +55,7 @@ def resolve_arch(arch: str | None, weights: Path | None, info: WeightsInfo | Non
         ConfigError: they contradict each other, or weights come without a name.
         ArtefactError: there are no such weights.
     """
+    arch = None if arch is None else settled(arch)
     if weights is None:
         return arch or DEFAULT_ARCH
     check_weights_file(weights)
@@ -119,7 +121,7 @@ def load_images(config: NetworkConfig | PretrainConfig, info: WeightsInfo | None
     return load_dataset(
         name,
         data_dir=config.data_dir,
-        image_size=trained_size(config, info),
+        image_size=trained_size(config, info) if name in RESIZED else config.image_size,
         search_share=config.search_share,
         seed=config.split_seed,
         mean=info.mean if info else None,
@@ -240,7 +242,7 @@ def check_outputs(arch: str, model: nn.Module, example_inputs: Tensor, num_class
     """Raise ModelError if the network fails, or does not give one logit a class."""
     try:
         with torch.no_grad():
-            outputs = model(example_inputs)
+            outputs: Any = model(example_inputs)
     except Exception as error:  # a forward may fail in any way
         if is_out_of_memory(error):
             raise
@@ -249,6 +251,7 @@ def check_outputs(arch: str, model: nn.Module, example_inputs: Tensor, num_class
             f"{one_line(error)}: build it for such images, or give others (--image-size, --dataset)"
         )
         raise ModelError(msg) from error
+    outputs = getattr(outputs, "logits", outputs)  # of transformers
     if not isinstance(outputs, Tensor) or outputs.shape != (1, num_classes):
         shape = list(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
         msg = (

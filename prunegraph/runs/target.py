@@ -44,7 +44,8 @@ class Target(OfNetwork):
         build: makes the dense network anew; its weights do not matter.
         structure: its structure graph; None where single weights become zero.
         tokenizer: of a network of transformers, whose pruned networks are ``from_pretrained``
-            folders: the folder that holds it, or itself, or False if it has none.
+            folders: the folder that holds it, or its image processor, or itself, or False if it has
+            none.
         dataset: its images; None where they are none.
         layout: of its weights where they are read from a file; the task's are in the fastest one.
         info: what the JSON beside its weights says.

@@ -11,6 +11,7 @@ from prunegraph.core.precision import autocasting
 from prunegraph.core.splits import Batch, Split
 from prunegraph.core.task import Scores
 from prunegraph.graph import evaluation_mode
+from prunegraph.tasks.outputs import class_logits
 
 BATCH_SIZE = 128
 """Images a forward: on a CPU, activations of 256 leave the caches (15 % slower on ResNet-20)."""
@@ -110,11 +111,7 @@ def _forward(model: nn.Module, images: Tensor, *, autocast: bool) -> Tensor:
         torch.inference_mode(),
         autocasting(inputs.device, wanted=autocast),
     ):
-        logits = model(inputs)
-    if not isinstance(logits, Tensor):
-        msg = f"the network returns {type(logits).__name__}, not logits [images, classes]"
-        raise ModelError(msg)
-    return logits.float()
+        return class_logits(model(inputs)).float()
 
 
 def _batches(data: Images, batch_size: int) -> Iterable[Batch]:

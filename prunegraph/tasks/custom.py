@@ -219,10 +219,11 @@ def cross_entropy(network: nn.Module, batch: Any) -> Tensor:
         raise DataError(msg)
     inputs, labels = pair
     try:
-        logits: object = network(_placed(inputs, network))
+        outputs = network(_placed(inputs, network))
     except RuntimeError as error:
         msg = f"the network fails on train inputs of {list(inputs.shape)}: {first_line(error)}"
         raise DataError(msg) from error
+    logits = getattr(outputs, "logits", outputs)  # of transformers
     if not isinstance(logits, Tensor):
         msg = f"{type(network).__name__} returns {type(logits).__name__}, not logits: {CUSTOM_LOSS}"
         raise ModelError(msg)

@@ -2,13 +2,13 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from prunegraph.core.errors import DataError, ModelError
+from prunegraph.core.errors import DataError
 from prunegraph.core.splits import Batch, SearchSplit, Split, TestSplit, TrainSplit
 from prunegraph.core.task import ExampleInputs, Score, Scores
 from prunegraph.tasks.base import SplitTask, check_splits
@@ -21,6 +21,7 @@ from prunegraph.tasks.classification import (
     soft_divergence,
 )
 from prunegraph.tasks.images import Images, image_split
+from prunegraph.tasks.outputs import class_logits
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -69,23 +70,17 @@ class ImageClassification(SplitTask):
         Raises:
             ModelError: the network returns something else.
         """
-        logits: object = model(place_images(batch[0], model))
-        if not isinstance(logits, Tensor):
-            what = type(logits).__name__
-            where = " in training mode" if model.training else ""
-            advice = ": switch its auxiliary outputs off" if model.training else ""
-            msg = f"the network returns {what}{where}, not logits [images, classes]{advice}"
-            raise ModelError(msg)
-        return logits
+        advice = " in training mode: switch its auxiliary outputs off" if model.training else ""
+        return class_logits(model(place_images(batch[0], model)), advice=advice)
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """Return the mean cross-entropy of a batch, computed in float32."""
         logits = self.forward(model, batch)
         return F.cross_entropy(logits.float(), batch[1].to(logits.device))
 
-    def divergence(self, outputs: Tensor, dense: Tensor, temperature: float = 1.0) -> Tensor:
+    def divergence(self, outputs: Any, dense: Any, temperature: float = 1.0) -> Tensor:
         """Return the mean KL divergence from other logits times the squared temperature."""
-        return soft_divergence(outputs, dense, temperature)
+        return soft_divergence(class_logits(outputs), class_logits(dense), temperature)
 
     def score(self, model: nn.Module, split: Split | None = None) -> Score:
         """Return the accuracy on a split; None = the search split."""

@@ -1,23 +1,25 @@
 """Images of a user's, as tensors or as a loader, made into a split."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from prunegraph.core.errors import DataError, ModelError
+from prunegraph.core.errors import DataError
 from prunegraph.core.splits import Split
 from prunegraph.core.task import ExampleInputs
 from prunegraph.data.stored import StoredImages
 from prunegraph.graph import evaluation_mode
 from prunegraph.tasks.batches import check_loader
 from prunegraph.tasks.classification import BATCH_SIZE, place_images
+from prunegraph.tasks.outputs import class_logits
 
-ImageBatch = Tensor | tuple[Tensor, Tensor] | list[Tensor]
+ImageBatch = Tensor | tuple[Tensor, Tensor] | list[Tensor] | Mapping[str, Tensor]
 
 Images = tuple[Tensor, Tensor] | Iterable[ImageBatch]
-"""``(images, labels)``, or a loader of such batches or of images alone."""
+"""``(images, labels)``, or a loader of such batches, of images alone, or of those of transformers:
+``{"pixel_values": images, "labels": labels}``."""
 
 MOST_VALUES = 2**22
 """Of the images that the network labels at once: 27 of 3 x 224 x 224."""
@@ -92,6 +94,8 @@ def _checked(
     batch: Any, what: str, channels: int | None, source: StoredImages
 ) -> tuple[Tensor, Tensor | None]:
     """Return images and labels of a batch, if it has any that fit those before."""
+    if isinstance(batch, Mapping) and "pixel_values" in batch:
+        batch = [batch[name] for name in ("pixel_values", "labels") if name in batch]
     if not isinstance(batch, Tensor | tuple | list):
         msg = (
             f"{what} holds batches of {type(batch).__name__}, not images or (images, labels): "
@@ -137,14 +141,6 @@ def _answers(model: nn.Module, images: Tensor) -> Tensor:
 
 def _logits(model: nn.Module, images: Tensor) -> Tensor:
     with evaluation_mode(model):
-        logits: object = model(place_images(images, model))
-    if not isinstance(logits, Tensor) or logits.dim() != 2:
-        found = (
-            f"shape {list(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__
-        )
-        msg = (
-            f"the network returns {found}, not logits [images, classes]: wrap it, or make it a "
-            "prunegraph.tasks.custom, which takes any loss"
-        )
-        raise ModelError(msg)
-    return logits
+        outputs = model(place_images(images, model))
+    advice = ": wrap it, or make it a prunegraph.tasks.custom, which takes any loss"
+    return class_logits(outputs, advice=advice)

@@ -1,10 +1,11 @@
-"""What a network gives while its loss is computed: one forward serves both."""
+"""What a network gives: its logits, and what it gave while its loss was computed."""
 
 from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor, nn
 
+from prunegraph.core.errors import ModelError
 from prunegraph.core.splits import Batch
 
 
@@ -22,3 +23,23 @@ def loss_and_outputs(
         return loss(model, batch), given[0]
     finally:
         handle.remove()
+
+
+def class_logits(outputs: Any, rows: str = "images", advice: str = "") -> Tensor:
+    """Return the logits ``[rows, classes]`` in what a classifier returns.
+
+    Args:
+        outputs: the logits, or what networks of transformers return, which holds them.
+        rows: what the first axis is, for errors.
+        advice: what an error says to do.
+
+    Raises:
+        ModelError: there are none.
+    """
+    # a tuple of a network with auxiliary outputs has them in training alone
+    found = outputs if isinstance(outputs, tuple) else getattr(outputs, "logits", outputs)
+    if isinstance(found, Tensor) and found.ndim == 2:
+        return found
+    what = f"shape {list(found.shape)}" if isinstance(found, Tensor) else type(found).__name__
+    msg = f"the network returns {what}, not logits [{rows}, classes]{advice}"
+    raise ModelError(msg)

@@ -8,12 +8,11 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from scipy.stats import pearsonr
-from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from prunegraph.core.errors import ConfigError, DataError, ModelError, suggest
+from prunegraph.core.extras import Late
 from prunegraph.core.masks import Float64Array
 from prunegraph.core.precision import autocasting
 from prunegraph.core.splits import Batch, SearchSplit, Split, TestSplit, TrainSplit
@@ -23,6 +22,9 @@ from prunegraph.graph import evaluation_mode
 from prunegraph.models.pretrained import load_encoder, load_tokenizer
 from prunegraph.tasks.base import SplitTask, check_splits
 from prunegraph.tasks.classification import model_device, soft_divergence
+from prunegraph.tasks.outputs import class_logits
+
+stats, metrics = Late("scipy.stats"), Late("sklearn.metrics")
 
 BATCH_SIZE = 64
 """Rows of a forward that measures, of about equal length."""
@@ -33,18 +35,18 @@ WINDOW = 128
 
 def _pearson(wanted: Float64Array, given: Float64Array) -> float:
     constant = np.ptp(wanted) == 0 or np.ptp(given) == 0
-    return 0.0 if constant else float(pearsonr(wanted, given).statistic)
+    return 0.0 if constant else float(stats.pearsonr(wanted, given).statistic)
 
 
 def _f1(wanted: Float64Array, given: Float64Array) -> float:
     average = "binary" if max(wanted.max(), given.max()) <= 1 else "macro"
-    return float(f1_score(wanted, given, average=average, zero_division=0.0))
+    return float(metrics.f1_score(wanted, given, average=average, zero_division=0.0))
 
 
 METRICS: Mapping[str, Callable[[Float64Array, Float64Array], float]] = {
-    "accuracy": lambda wanted, given: float(accuracy_score(wanted, given)),
+    "accuracy": lambda wanted, given: float(metrics.accuracy_score(wanted, given)),
     "f1": _f1,
-    "matthews": lambda wanted, given: float(matthews_corrcoef(wanted, given)),
+    "matthews": lambda wanted, given: float(metrics.matthews_corrcoef(wanted, given)),
     "pearson": _pearson,
 }
 """Score of labels ``[n]`` and answers ``[n]``; of a constant answer the correlations are 0."""
@@ -186,12 +188,7 @@ class TextClassification(SplitTask):
 
 
 def _logits(outputs: Any) -> Tensor:
-    found = getattr(outputs, "logits", outputs)
-    if isinstance(found, Tensor) and found.ndim == 2:
-        return found
-    what = f"shape {list(found.shape)}" if isinstance(found, Tensor) else type(found).__name__
-    msg = f"the network returns {what}, not logits [rows, classes]: give a classifier of sequences"
-    raise ModelError(msg)
+    return class_logits(outputs, "rows", ": give a classifier of sequences")
 
 
 def _loss(logits: Tensor, labels: Tensor) -> Tensor:

@@ -90,7 +90,7 @@ def images(tmp_path: Path) -> Path:
         ("apply --policy nowhere", "that comes with the package: resnet-cifar"),
         ("train --policy nowhere", "no policy nowhere"),
         ("compare --policy nowhere", "no policy nowhere"),
-        ("apply", "needs --policy"),
+        ("apply", "`prunegraph apply` needs --policy: resnet-cifar, which comes with"),
         ("pretrain --lr -1", "lr=-1.0 must be above 0"),
     ],
 )

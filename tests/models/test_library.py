@@ -1,5 +1,6 @@
 """Networks of libraries by name: from their caches, without a network."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -173,3 +174,33 @@ def test_bad_names_on_the_command_line_are_one_sentence(
     error = capsys.readouterr().err
     assert message in error
     assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("processor", "mean", "std", "side"),
+    [
+        ({"size": {"height": 48, "width": 48}}, 0.5, 0.25, 48),
+        ({"size": {"shortest_edge": 64}, "crop_size": 40}, 0.5, 0.25, 40),
+        ({"do_normalize": False}, 0.0, 1.0, None),
+        ({"rescale_factor": 1 / 127.5, "rescale_offset": True}, 0.75, 0.125, None),
+    ],
+)
+def test_a_folder_of_transformers_says_how_it_wants_its_images(
+    processor: dict[str, Any], mean: float, std: float, side: int | None, tmp_path: Path
+) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "resnet"}')
+    numbers = {"image_mean": [0.5] * 3, "image_std": [0.25] * 3}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(numbers | processor))
+    info = published_info(f"hf:{tmp_path}", "folder")
+    assert info is not None
+    assert info.dataset == "folder"
+    assert info.mean == pytest.approx([mean] * 3)
+    assert info.std == pytest.approx([std] * 3)
+    assert info.extra.get("image_size") == side
+
+
+def test_a_damaged_image_processor_is_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "resnet"}')
+    (tmp_path / "preprocessor_config.json").write_text('{"image_mean": "x", "image_std": [1.0]}')
+    with pytest.raises(ModelError, match=r"preprocessor_config\.json: image_mean"):
+        published_info(f"hf:{tmp_path}")

@@ -81,7 +81,7 @@ def test_batches_are_shuffled_by_a_seed() -> None:
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        ([{"pixel_values": IMAGES}], "train holds batches of dict, not images"),
+        ([{"picture": IMAGES}], "train holds batches of dict, not images"),
         ([(IMAGES, LABELS.float())], r"labels of torch.float32 and shape \[12\]"),
         ([(IMAGES, torch.zeros(12, 10))], "leave the labels out"),
         ([(IMAGES, LABELS[:3])], "holds 3 labels for 12 images"),

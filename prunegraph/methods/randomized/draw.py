@@ -9,9 +9,11 @@ The closed form of that is ours, and so are random shares of the layers.
 from collections.abc import Mapping
 
 import numpy as np
-from scipy.optimize import brentq
 
+from prunegraph.core.extras import Late
 from prunegraph.core.masks import BoolArray, Float64Array
+
+optimize = Late("scipy.optimize")
 
 
 def inclusion(magnitudes: Float64Array, keep: int, exponent: float) -> Float64Array:
@@ -42,7 +44,7 @@ def inclusion(magnitudes: Float64Array, keep: int, exponent: float) -> Float64Ar
     last = first + 1.0
     while surplus(last) < 0.0:
         last += last - first
-    tau = np.exp(brentq(surplus, first, last, xtol=1e-9)) if keep else 0.0
+    tau = np.exp(optimize.brentq(surplus, first, last, xtol=1e-9)) if keep else 0.0
     return np.clip(-np.expm1(-rates * tau), 0.0, 1.0)
 
 
@@ -93,7 +95,9 @@ def divide_kept(
         return np.clip(scale * share, least, most)
 
     top = float((most / share).max())
-    scale = top if total >= most.sum() else brentq(lambda s: wanted(s).sum() - total, 0.0, top)
+    scale = (
+        top if total >= most.sum() else optimize.brentq(lambda s: wanted(s).sum() - total, 0.0, top)
+    )
     exact = wanted(scale)
     kept = np.floor(exact)
     while (missing := round(total - kept.sum())) > 0:

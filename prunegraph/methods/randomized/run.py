@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy.stats import spearmanr
 from torch import nn
 
+from prunegraph.core.extras import Late
 from prunegraph.core.splits import ReadyBatches, SearchSplit, TrainSplit
 from prunegraph.core.states import part_of, read_state, told_as_damage, write_state
 from prunegraph.core.task import with_parts
@@ -24,6 +24,8 @@ from prunegraph.methods.method import Problem, Result
 from prunegraph.methods.randomized.draw import selection_gain
 from prunegraph.training.loop import FinetuneConfig, finetune
 from prunegraph.training.masked import MaskPlan
+
+stats = Late("scipy.stats")
 
 WARMUP = 0.1
 """Share of a training's steps over which the learning rate rises."""
@@ -236,7 +238,7 @@ class Selection:
             levels=[*self.levels],
             early=done.early,
             final=final,
-            rank_correlation=float(spearmanr(early, final).statistic) if told else None,
+            rank_correlation=float(stats.spearmanr(early, final).statistic) if told else None,
             gain=selection_gain(np.array(early), np.array(final)),
         )
         return asdict(record)

@@ -144,11 +144,11 @@ class NetworkConfig(StructureConfig):
     """Which network, and on which images.
 
     Attributes:
-        arch: resnet20, vgg16_bn, digits_resnet, torchvision:NAME, timm:NAME,
+        arch: resnet20, vgg16_bn, digits_resnet, torchvision:NAME, timm:NAME, hf:FOLDER_OR_NAME,
             package.module:factory, ...; default: what the weights' JSON names, else digits_resnet.
         weights: weights file (.safetensors, or .pt/.pth without pickled code), or of networks of
             transformers a folder or hf:NAME; default: trained first on digits, those that a library
-            publishes on imagenet, else what the factory returns.
+            publishes on imagenet, those of hf:FOLDER, else what the factory returns.
     """
 
     section: ClassVar[str] = "what"
@@ -167,7 +167,8 @@ class NetworksConfig(StructureConfig):
 
     Attributes:
         arch: one or more networks: resnet20, vgg16_bn, torchvision:NAME, timm:NAME,
-            package.module:factory; default: what the weights' JSON names, else digits_resnet.
+            hf:FOLDER_OR_NAME, package.module:factory; default: what the weights' JSON names, else
+            digits_resnet.
         weights: one weights file a network, in the same order.
     """
 

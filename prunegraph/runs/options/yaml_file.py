@@ -187,6 +187,8 @@ def parse(kind: type[Config], words: list[str]) -> Config | None:
         word = unknown[0].split("=")[0]
         names = [f"--{name.replace('_', '-')}" for name in option_names(kind)]
         near = suggest(word, [name for name in names if name != word])  # hidden ones are unknown
+        if not word.startswith("-") and {"--arch", "--run"} <= {*names}:
+            near = f" (a network? give --arch {word}; a run? --run {word})"
         msg = (
             f"unknown option {unknown[0]!r} of `prunegraph {kind.command}`{near}; "
             f"see `prunegraph {kind.command} --help`"
@@ -252,6 +254,12 @@ def _one_line(box: str) -> str:
             break
         body.append(line)
     message = " ".join(" ".join(body).split()).rstrip(".")
+    message = message.replace("``", "")
+    missing = re.fullmatch(
+        r"Missing from (prunegraph \w+): (--\S+)? ?[A-Z]+ (.*?)\.? \(required\)", message
+    )
+    if missing:
+        message = f"`{missing[1]}` needs {missing[2] or 'a word more'}: {missing[3]}"
     message = re.sub(r"could not convert string to float: (.*)", r"\1 is no number", message)
     return re.sub(r"invalid literal for int\(\) with base 10: (.*)", r"\1 is no integer", message)
 

@@ -5,7 +5,6 @@ It is derived: the report does not list it, and the same command on a finished r
 
 import shlex
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -22,7 +21,7 @@ from prunegraph.runs.folder import RunFolder
 from prunegraph.runs.options.config import CommonConfig
 from prunegraph.runs.options.yaml_file import command_line
 from prunegraph.runs.report.plots import Findings, Plot, draw, to_svg
-from prunegraph.runs.report.report import read_report, read_rows
+from prunegraph.runs.report.report import pruned_folder, read_report, read_rows
 from prunegraph.runs.report.speed import latency_warning
 from prunegraph.runs.report.tables import (
     IN_PLACE,
@@ -40,7 +39,6 @@ from prunegraph.runs.report.verdict import (
     VERDICTS,
     Unit,
     is_agent,
-    pruned_rows,
     verdict_line,
 )
 from prunegraph.runs.store import read_masks
@@ -217,16 +215,6 @@ def render(template: str, *, plots: Mapping[str, Plot], **values: Any) -> str:
     )
     svgs = {name: Markup(to_svg(plot, name)) for name, plot in plots.items()}
     return environment.get_template(template).render(plots=plots, svgs=svgs, **values)
-
-
-def pruned_folder(folder: RunFolder, content: Mapping[str, Any]) -> Path | None:
-    """Return the folder of the pruned network: the run's own, a cell, or what a method chose."""
-    rows = pruned_rows(read_rows(content), content["pruned"]["mask_digest"])
-    cell = next((row.cell for row in rows if row.cell is not None), None)
-    if cell is not None:
-        return folder.inside(cell)
-    chosen = [folder.chosen(row.name, row.seed) for row in rows]
-    return next((path for path in chosen if path.is_dir()), None)
 
 
 def weights_on_disk(folder: RunFolder, content: Mapping[str, Any]) -> tuple[int, int] | None:

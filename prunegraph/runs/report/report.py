@@ -18,7 +18,7 @@ from prunegraph.core.reading import checked, read_json
 from prunegraph.methods.randomized.run import Record
 from prunegraph.methods.registry import BY_NAME
 from prunegraph.runs.folder import RunFolder
-from prunegraph.runs.report.verdict import MethodRow, Metric, Unit, is_method
+from prunegraph.runs.report.verdict import MethodRow, Metric, Unit, is_method, pruned_rows
 
 SCHEMA = 1
 
@@ -282,3 +282,13 @@ def read_rows(content: Mapping[str, Any]) -> list[MethodRow]:
 def _figures(row: Mapping[str, Any]) -> dict[str, Any]:
     """Return a row without its ``score``, which repeats the last of its accuracies."""
     return {name: value for name, value in row.items() if name != "score"}
+
+
+def pruned_folder(folder: RunFolder, content: Mapping[str, Any]) -> Path | None:
+    """Return the folder of the pruned network: the run's own, a cell, or what a method chose."""
+    rows = pruned_rows(read_rows(content), content["pruned"]["mask_digest"])
+    cell = next((row.cell for row in rows if row.cell is not None), None)
+    if cell is not None:
+        return folder.inside(cell)
+    chosen = [folder.chosen(row.name, row.seed) for row in rows]
+    return next((path for path in chosen if path.is_dir()), None)

@@ -9,11 +9,13 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal, Protocol, Self
 
 import numpy as np
-from scipy.stats import spearmanr, ttest_1samp
 
+from prunegraph.core.extras import Late
 from prunegraph.core.masks import Float64Array
 from prunegraph.core.task import Task
 from prunegraph.methods.method import Role
+
+stats = Late("scipy.stats")
 
 Metric = Literal["test_accuracy_recalibrated", "test_accuracy_finetuned"]
 
@@ -333,7 +335,7 @@ def judge(
         f"two standard errors {unit.scale * 2 * error:.2f}, "
     )
     if error:
-        chance = float(ttest_1samp(differences, 0.0, alternative="greater").pvalue)
+        chance = float(stats.ttest_1samp(differences, 0.0, alternative="greater").pvalue)
         reason += f"p = {chance:.3f}"
     else:
         chance = 0.5 ** len(differences) if mean > 0 else 1.0
@@ -389,7 +391,7 @@ def proxy_correlation(rows: Sequence[MethodRow]) -> float | None:
     means = proxy_points(rows)
     if len(means) < MIN_ROWS or np.ptp(means[:, 0]) == 0 or np.ptp(means[:, 1]) == 0:
         return None
-    return float(spearmanr(means[:, 0], means[:, 1]).statistic)
+    return float(stats.spearmanr(means[:, 0], means[:, 1]).statistic)
 
 
 def each_cell_once(rows: Sequence[MethodRow]) -> list[MethodRow]:

@@ -10,11 +10,12 @@ from prunegraph.artefacts.pruned import PrunedInfo
 from prunegraph.core.budget import Budget
 from prunegraph.core.errors import ConfigError
 from prunegraph.core.splits import Dataset
-from prunegraph.core.user_code import TIMM_PREFIX, TORCHVISION_PREFIX, is_factory
+from prunegraph.core.user_code import HF_PREFIX, LIBRARIES, is_factory
 from prunegraph.models import (
     build_model,
     check_arch,
     load_weights,
+    pretrained_folder,
     published_info,
     published_weights,
     weights_info,
@@ -41,7 +42,8 @@ from prunegraph.training.loop import FinetuneConfig
 def with_published_weights(config: NetworkConfig) -> NetworkConfig:
     """Return the options with the weights that a library publishes for its network.
 
-    Those are of ImageNet; a network of other images, or one that is to be trained, gets none.
+    Those are of ImageNet, but for a folder of transformers; a network of other images, or one that
+    is to be trained, gets none.
 
     Raises:
         ModelError: there is no such network, or its weights are not there.
@@ -49,11 +51,10 @@ def with_published_weights(config: NetworkConfig) -> NetworkConfig:
     if (
         config.weights is not None
         or config.pretrain_epochs is not None
-        or config.dataset != "imagenet"
-        or not (config.arch or "").startswith((TORCHVISION_PREFIX, TIMM_PREFIX))
+        or config.arch is None
+        or not config.arch.startswith(LIBRARIES if config.dataset == "imagenet" else HF_PREFIX)
     ):
         return config
-    assert config.arch is not None
     check_arch(config.arch)
     return dataclasses.replace(config, weights=published_weights(config.arch))
 
@@ -85,10 +86,10 @@ def load(
     """
     device = resolve_device(config.device)
     given, config = config, with_published_weights(config)
-    info = weights_info(config.weights) if config.weights else None
-    if config is not given and config.arch is not None:
-        info = published_info(config.arch)
-    arch = resolve_arch(config.arch, config.weights, info)
+    info = weights_info(given.weights) if given.weights else None
+    arch = resolve_arch(given.arch, given.weights, info)
+    if config is not given:
+        info = published_info(arch, config.dataset)
     check_arch(arch)  # before images are downloaded
     dataset = dataset or load_images(config, info)
     pretraining = _pretraining(config, arch, dataset)
@@ -129,6 +130,7 @@ def load(
         saved=saved,
         build=lambda: build(None, saved),
         structure=structure,
+        tokenizer=pretrained_folder(arch) if arch.startswith(HF_PREFIX) else None,
         dataset=dataset,
         layout=layout,
         info=info,
