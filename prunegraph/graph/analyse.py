@@ -422,8 +422,7 @@ def analyse(
             with state_kept(model):
                 example_inputs = _to_prove_on(model, recorder, example_inputs)
             run = runner(example_inputs, *others)
-            check_copies(model, run)
-            graph = fixes.resolve(run)
+            graph = fixes.resolve(run, lately=check_copies(model, run))
     if not graph.free.any():
         reasons = "; ".join(dict.fromkeys(item.reason for item in graph.frozen_ops))
         msg = (

@@ -1,9 +1,8 @@
 """Copies of networks, and what their modules keep between calls."""
 
 import copy
-import math
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar, cast
 from weakref import WeakKeyDictionary
 
@@ -13,11 +12,9 @@ from torch.nn.utils.parametrize import is_parametrized
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from prunegraph.core.errors import ModelError
+from prunegraph.graph.late_weights import SMALL
 from prunegraph.graph.trace.attribute_reads import is_custom
-from prunegraph.graph.trace.calls import tensors_in
-
-SMALL = 4096
-"""Parameters of at most as many values are copied where others are shared: they may be counters."""
+from prunegraph.graph.trace.calls import tensors_in, written_by
 
 ATOMS = frozenset({type(None), bool, int, float, complex, str, bytes})
 
@@ -44,7 +41,7 @@ def copy_network(
     Raises:
         ModelError: something that a module holds cannot be copied.
     """
-    shared = _shared(model) if share and _can_share(model) else {}
+    shared = _shared(model) if share and can_share(model) else {}
     plain: dict[type, bool] = {}
     try:
         with torch.no_grad():  # else the weights of scripted modules hang on the network's own
@@ -66,27 +63,6 @@ def copy_network(
     return cast(Network, copied)
 
 
-class Workspace:
-    """Memory for one copy of a network after the other: new memory is slower than its use.
-
-    The weights of a copy are lost as soon as the next is made, and so is whatever views them.
-    """
-
-    def __init__(self) -> None:
-        self._held: dict[int, Tensor] = {}
-
-    def place(self, tensor: Tensor, shape: Sequence[int]) -> Tensor:
-        """Return where values of a shape can lie, at most as many as a tensor has.
-
-        Args:
-            tensor: of the network that is copied, contiguous; each has its own memory.
-            shape: of the values.
-        """
-        if id(tensor) not in self._held:
-            self._held[id(tensor)] = torch.empty_like(tensor.detach()).view(-1)
-        return self._held[id(tensor)][: math.prod(shape)].view(*shape)
-
-
 def like(tensor: Tensor, data: Tensor) -> Tensor:
     """Return data as a parameter, where a tensor is one."""
     if isinstance(tensor, nn.Parameter):
@@ -104,10 +80,10 @@ def _shared(model: nn.Module) -> dict[int, object]:
 
 
 _CAN_SHARE: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
-"""What ``_can_share`` has found."""
+"""What ``can_share`` has found."""
 
 
-def _can_share(model: nn.Module) -> bool:
+def can_share(model: nn.Module) -> bool:
     """Return whether no module writes into weights when its mode changes, as LoRA's layers do."""
     if model not in _CAN_SHARE:
         watch = _Watch(model.parameters())
@@ -140,16 +116,13 @@ class _Watch(TorchDispatchMode):
     ) -> Any:
         """Run an operation, unless it writes."""
         kwargs = kwargs or {}
-        for number, argument in enumerate(func._schema.arguments):
-            if argument.alias_info is not None and argument.alias_info.is_write:
-                given = args[number] if number < len(args) else kwargs.get(argument.name)
-                if any(
-                    t.untyped_storage().data_ptr() in self._watched
-                    for t in tensors_in(given)
-                    if _is_strided(t)
-                ):
-                    self.seen = True
-                    raise _WriteError
+        if any(
+            t.untyped_storage().data_ptr() in self._watched
+            for t in written_by(func, args, kwargs)
+            if _is_strided(t)
+        ):
+            self.seen = True
+            raise _WriteError
         return func(*args, **kwargs)
 
 

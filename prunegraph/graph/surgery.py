@@ -6,8 +6,8 @@ example inputs and the optimizer.
 """
 
 import copy
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -20,8 +20,9 @@ from prunegraph.core.errors import MaskError, SurgeryError
 from prunegraph.core.masks import BoolArray, ChannelMask
 from prunegraph.graph.branches import fill_empty, without_branches
 from prunegraph.graph.channel_gather import ZERO_CHANNEL, ChannelGather
-from prunegraph.graph.copying import Workspace, copy_network, drop_kept, like
+from prunegraph.graph.copying import copy_network, drop_kept, like
 from prunegraph.graph.graph import Place, StructureGraph
+from prunegraph.graph.late_weights import Change, LateWeight, can_be_late, cut, late
 from prunegraph.graph.masked_norm import MaskedNorm, mean_over_kept
 from prunegraph.graph.module_sizes import (
     fix_module_sizes,
@@ -33,6 +34,9 @@ from prunegraph.graph.trace.weight_views import constants
 
 NUM_POWER_ITERATIONS = 50
 """Of a spectral norm, after which its largest singular value is near enough."""
+
+Keep = Mapping[int, Tensor]
+"""Axis -> ``[size]`` booleans, True = keep."""
 
 Factors = Mapping[int, tuple[Tensor, ...]]
 """``id`` of a parameter -> ``[size]`` numbers for each axis, by which its values are multiplied."""
@@ -57,7 +61,7 @@ def apply_mask(
     graph: StructureGraph,
     mask: ChannelMask,
     *,
-    workspace: Workspace | None = None,
+    lately: bool = False,
     factors: Factors | None = None,
 ) -> nn.Module:
     """Return a new network without the prunable units that the mask removes.
@@ -69,7 +73,8 @@ def apply_mask(
         model: the dense network, without wrappers; it is left bit-equal.
         graph: the structure of ``model``.
         mask: which units stay.
-        workspace: where weights may lie; what loses nothing has the dense network's own memory.
+        lately: large weights are made when they are read (``late_weights``), or are the dense
+            network's own.
         factors: what the dense network's values are multiplied by.
 
     Raises:
@@ -77,14 +82,14 @@ def apply_mask(
         SurgeryError: the graph is not of this network.
     """
     plans = slice_plans(model, graph, mask)
-    memo = {key: take(plan.tensor, plan.keep, workspace) for key, plan in plans.items()}
+    made = _late_or(take, cut=True) if lately else take
+    memo = {key: made(plan.tensor, plan.keep) for key, plan in plans.items()}
     for key, length in _kept_lengths(model, plans):
         memo[key] = take(length, plans[key].keep) if key in plans else length
     memo.update(_sliced_gathers(model, graph, mask.keep))
-    multiply(model, memo, factors or {}, workspace, {key: plan.keep for key, plan in plans.items()})
-    pruned = copy_network(
-        model, memo, share=workspace is not None
-    )  # finds the new tensors in its memo
+    keeps = {key: plan.keep for key, plan in plans.items()}
+    multiply(model, memo, factors or {}, keeps, lately=lately)
+    pruned = copy_network(model, memo, share=lately)  # finds the new tensors in its memo
     _resolve_norms(pruned)
     keep_first = {key: plan.keep[0] for key, plan in plans.items() if 0 in plan.keep}
     fix_module_sizes(model, pruned, keep_first)
@@ -93,7 +98,7 @@ def apply_mask(
         value = _put(getattr(owner, attribute.name), attribute.place, size)
         setattr(owner, attribute.name, value)
     drop_kept(pruned)
-    pruned = slim_attentions(model, pruned, {key: plan.keep for key, plan in plans.items()})
+    pruned = slim_attentions(model, pruned, keeps)
     return fill_empty(without_branches(pruned, graph, mask.keep))
 
 
@@ -164,8 +169,9 @@ def multiply(
     model: nn.Module,
     memo: dict[int, Tensor],
     factors: Factors,
-    workspace: Workspace | None = None,
     kept: Mapping[int, Mapping[int, Tensor]] | None = None,
+    *,
+    lately: bool,
 ) -> None:
     """Multiply parameters of a copy; those that it would share with its network get their own.
 
@@ -173,19 +179,24 @@ def multiply(
         model: the network.
         memo: ``id`` of a tensor of it -> the copy's; changed.
         factors: by which numbers.
-        workspace: where weights may lie.
         kept: ``id`` of a tensor -> axis -> kept positions, where the copy's has these alone.
+        lately: large weights are made when they are read.
     """
+    made = _late_or(_zero, cut=False) if lately else _zero
     for parameter in model.parameters():
         key = id(parameter)
         if key not in factors:
             continue
-        if key not in memo:
-            memo[key] = _zero(parameter, {}, workspace)
+        one = memo.get(key)
+        one = made(parameter, {}) if one is None else one
+        if isinstance(one, LateWeight):
+            memo[key] = late(parameter, replace(one.change, factors=factors[key]))
+            continue
+        memo[key] = one
         for axis, by in enumerate(factors[key]):
             keep = {} if kept is None else kept.get(key, {})
             by = by[keep[axis]] if axis in keep else by
-            memo[key].data.mul_(by.view([-1 if a == axis else 1 for a in range(parameter.ndim)]))
+            one.data.mul_(by.view([-1 if a == axis else 1 for a in range(parameter.ndim)]))
 
 
 def zero_mask(
@@ -193,7 +204,7 @@ def zero_mask(
     graph: StructureGraph,
     mask: ChannelMask,
     *,
-    workspace: Workspace | None = None,
+    lately: bool = False,
     factors: Factors | None = None,
 ) -> nn.Module:
     """Return a copy of the same shape in which the removed prunable units are silent.
@@ -206,7 +217,8 @@ def zero_mask(
         model: the dense network, without wrappers; it is left bit-equal.
         graph: the structure of ``model``.
         mask: which units stay.
-        workspace: where weights may lie; what loses nothing has the dense network's own memory.
+        lately: large weights are made when they are read (``late_weights``), or are the dense
+            network's own.
         factors: what the dense network's values are multiplied by.
 
     Raises:
@@ -216,12 +228,13 @@ def zero_mask(
     plans = slice_plans(model, graph, mask)
     tensors = _stored(model)
     divisors = {id(tensors.get(name)) for name in graph.divisors}
-    memo = {k: _zero(p.tensor, p.keep, workspace) for k, p in plans.items() if k not in divisors}
+    made = _late_or(_zero, cut=False) if lately else _zero
+    memo = {k: made(p.tensor, p.keep) for k, p in plans.items() if k not in divisors}
     for key, length in _kept_lengths(model, plans):
         memo[key] = _zero(length, plans[key].keep) if key in plans else length
     memo.update(_zeroed_gathers(model, graph, mask.keep))
-    multiply(model, memo, factors or {}, workspace)
-    silent = copy_network(model, memo, share=workspace is not None)
+    multiply(model, memo, factors or {}, lately=lately)
+    silent = copy_network(model, memo, share=lately)
     for path, module in list(model.named_modules(remove_duplicate=False)):
         plan = plans.get(id(getattr(module, "weight", None)))
         if plan is None or isinstance(silent.get_submodule(path), MaskedNorm):
@@ -308,40 +321,32 @@ def _check_mask(graph: StructureGraph, mask: object) -> None:
         raise MaskError(msg)
 
 
-def take(tensor: Tensor, keep: Mapping[int, Tensor], workspace: Workspace | None = None) -> Tensor:
+def take(tensor: Tensor, keep: Mapping[int, Tensor]) -> Tensor:
     """Return a new tensor of the kept positions, of the same kind and memory format."""
-    data = tensor.detach()
-    indices = [(axis, kept.nonzero().flatten()) for axis, kept in keep.items()]
-    if workspace is None or not data.is_contiguous():
-        for axis, index in indices:
-            data = data.index_select(axis, index)
-        return like(tensor, data.contiguous(memory_format=_memory_format(tensor)))
-    for axis, index in indices[:-1]:
-        data = data.index_select(axis, index)
-    axis, index = indices[-1]
-    shape = [len(index) if other == axis else size for other, size in enumerate(data.shape)]
-    out = workspace.place(tensor, shape)
-    return like(tensor, torch.index_select(data, axis, index, out=out))
+    data = cut(tensor.detach(), keep)
+    return like(tensor, data.contiguous(memory_format=_memory_format(tensor)))
 
 
-def _zero(tensor: Tensor, keep: Mapping[int, Tensor], workspace: Workspace | None = None) -> Tensor:
+def _zero(tensor: Tensor, keep: Mapping[int, Tensor]) -> Tensor:
     """Return a new tensor with zeros at the removed positions."""
-    data = tensor.detach()
-    if workspace is None or not data.is_contiguous():
-        data = data.clone()
-    elif inner := [axis for axis in keep if axis > 0]:  # in one pass: its positions lie apart
-        kept = keep[inner[0]].view([-1 if a == inner[0] else 1 for a in range(data.ndim)])
-        out, zero = workspace.place(tensor, data.shape), data.new_zeros(())
-        data, keep = torch.where(kept, data, zero, out=out), _without(keep, inner[0])
-    else:
-        data = workspace.place(tensor, data.shape).copy_(data)
+    data = tensor.detach().clone()
     for axis, kept in keep.items():
         data.index_fill_(axis, (~kept).nonzero().flatten(), 0)
     return like(tensor, data)
 
 
-def _without(keep: Mapping[int, Tensor], axis: int) -> Mapping[int, Tensor]:
-    return {other: kept for other, kept in keep.items() if other != axis}
+def _late_or(
+    now: Callable[[Tensor, Keep], Tensor], *, cut: bool
+) -> Callable[[Tensor, Keep], Tensor]:
+    """Return what makes a tensor when it is read, where it can be, else at once by ``now``."""
+
+    def make(tensor: Tensor, keep: Keep) -> Tensor:
+        if not can_be_late(tensor):
+            return now(tensor, keep)
+        change = Change(source=tensor.detach(), keep=keep, cut=cut, dtype=tensor.dtype)
+        return late(tensor, change)
+
+    return make
 
 
 def _memory_format(tensor: Tensor) -> torch.memory_format:

@@ -1,13 +1,20 @@
-"""Copies that share what nothing writes into, and memory that is used again."""
+"""Copies that share what nothing writes into, and weights that are made when they are read."""
 
+import subprocess
+import sys
+from copy import deepcopy
 from functools import partial
+from pathlib import Path
 
+import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from prunegraph.graph import analyse, copy_network
-from prunegraph.graph.analyse import call_forward
-from prunegraph.graph.copying import SMALL, Workspace
+from prunegraph.graph.analyse import call_forward, runner
+from prunegraph.graph.late_weights import SMALL, Change, LateWeight, cast_network, late
+from prunegraph.graph.proof.copies import check_copies
 from prunegraph.graph.proof.inputs import smaller_images
 from prunegraph.graph.rules.table import RULES
 from prunegraph.graph.trace.steps import StepRecorder
@@ -61,11 +68,93 @@ def test_a_copy_is_what_deepcopy_makes() -> None:
     assert not inner._forward_hooks
 
 
-def test_a_workspace_gives_the_memory_of_a_tensor_again() -> None:
-    workspace, tensor = Workspace(), torch.zeros(6, 4)
-    first = workspace.place(tensor, (3, 4))
-    assert first.shape == (3, 4)
-    assert workspace.place(tensor, (2, 2)).data_ptr() == first.data_ptr() != tensor.data_ptr()
+def test_a_late_weight_is_made_when_it_is_read() -> None:
+    layer = nn.Linear(80, 60)
+    dense, keep = layer.weight, {0: torch.arange(60) % 3 > 0, 1: torch.arange(80) % 5 > 0}
+    factors = torch.rand(60) + 0.5, torch.rand(80) + 0.5
+    double = torch.float64
+    by_hand = (dense * factors[0][:, None] * factors[1]).to(double)
+    rows = torch.tensor([[3, 59], [3, 0]])
+    for is_cut in (True, False):
+        change = Change(source=dense, keep=keep, cut=is_cut, factors=factors, dtype=double)
+        weight = late(dense, change)
+        kept = keep[0][:, None] & keep[1]
+        values = by_hand[keep[0]][:, keep[1]] if is_cut else by_hand.where(kept, 0.0)
+        assert isinstance(weight, nn.Parameter)
+        assert (weight.shape, weight.dtype) == (values.shape, double)
+        torch.testing.assert_close(weight + 0, values)
+        inputs = torch.randn(2, values.shape[1], dtype=double)
+        torch.testing.assert_close(F.linear(inputs, weight), inputs @ values.T)
+        found = F.embedding(rows % len(values), weight)
+        torch.testing.assert_close(found, values[rows % len(values)])
+        assert type(weight.detach()) is type(weight.data) is LateWeight
+        with torch.no_grad(), pytest.raises(RuntimeError, match="writes into a weight"):
+            weight.mul_(2)
+
+
+def _tied_outputs(net: nn.Module, tokens: Tensor) -> list[Tensor]:
+    embed, lstm, head, norm = net.children()
+    return [norm(head(embed(tokens))), lstm(embed(tokens))[0]]
+
+
+def test_a_late_copy_of_another_precision_ties_what_was_tied() -> None:
+    model = nn.Sequential(
+        nn.Embedding(90, 80), nn.LSTM(80, 20), nn.Linear(80, 90), nn.LayerNorm(90)
+    )
+    model[2].weight = model[0].weight
+    copied = copy_network(model, share=True)
+    cast_network(copied, torch.float64, lately=True)
+    assert isinstance(copied[2].weight, LateWeight)
+    assert isinstance(copied[1]._flat_weights[0], LateWeight)
+    assert type(copied[3].weight) is nn.Parameter
+    assert {p.dtype for p in copied.parameters()} == {torch.float64}
+    tokens = torch.tensor([3, 4])
+    wanted = deepcopy(model).double()
+    for one, other in zip(*(_tied_outputs(each, tokens) for each in (copied, wanted)), strict=True):
+        torch.testing.assert_close(one, other)
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+
+
+def test_a_forward_that_writes_into_a_weight_is_proved_on_whole_copies() -> None:
+    torch.manual_seed(0)
+    tokens = torch.arange(6).view(2, 3)
+    for most, lately in ((1.0, False), (None, True)):
+        embed = nn.Embedding(90, 64, max_norm=most)  # with one, it scales its weight in place
+        model = nn.Sequential(embed, nn.Linear(64, 80), nn.Linear(80, 4)).eval()
+        with torch.no_grad():
+            assert check_copies(model, runner(tokens)) is lately
+        assert int(analyse(model, tokens).free.sum()) >= 80
+
+
+PEAK = """
+import torch
+from pathlib import Path
+from torch import nn
+from prunegraph.graph import analyse
+
+def resident(field):
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith(field)).split()[1]) * 1024
+
+torch.set_num_threads(1)
+model = nn.Sequential(*(nn.Linear(768, 768) for _ in range(24))).eval()
+weights = sum(p.nbytes for p in model.parameters())
+analyse(nn.Sequential(nn.Linear(4, 9), nn.Linear(9, 4)), torch.randn(2, 4))
+Path("/proc/self/clear_refs").write_text("5")
+before = resident("VmRSS")
+graph = analyse(model.to(getattr(torch, "DTYPE")), torch.randn(2, 768).to(getattr(torch, "DTYPE")))
+print((resident("VmHWM") - before) / weights, int(graph.free.sum()))
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux's /proc")
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_proof_needs_less_than_half_of_the_weights_once_more(dtype: str) -> None:
+    command = [sys.executable, "-c", PEAK.replace("DTYPE", dtype)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    peak, free = done.stdout.split()
+    assert float(peak) < 0.5
+    assert int(free) == 23 * 768
 
 
 class Branching(nn.Module):

@@ -1,5 +1,6 @@
 """Whether a copy of a network is a network of its own, which a trial can change."""
 
+import contextlib
 import itertools
 from collections import deque
 from collections.abc import Collection
@@ -9,7 +10,8 @@ import torch
 from torch import nn
 
 from prunegraph.core.errors import ModelError, first_line
-from prunegraph.graph.copying import copy_network
+from prunegraph.graph.copying import can_share, copy_network
+from prunegraph.graph.late_weights import Change, can_be_late, late
 from prunegraph.graph.proof.subjects import ERRORS, Forward
 from prunegraph.graph.trace.calls import WatchedCalls, tensors_in
 
@@ -35,18 +37,40 @@ def _not_its_own(model: nn.Module, what: str) -> str:
     )
 
 
-def check_copies(model: nn.Module, run: Forward) -> None:
+def check_copies(model: nn.Module, run: Forward) -> bool:
     """Check that a copy of a network computes alone, writes into nothing of it, can be compared.
 
     ``copy.deepcopy`` shares functions: a forward that was wrapped by hand, or a lambda over
     ``self``, would go on to compute with the dense weights in every pruned copy.
 
+    Returns:
+        Whether a copy's weights can be made when they are read.
+
     Raises:
         ModelError: it does not.
     """
+    if can_share(model):
+        with contextlib.suppress(*ERRORS):  # a ModelError, too: what follows says it better
+            _check_copy(model, _late_copy(model), run)
+            return True
+    _check_copy(model, copy_network(model, share=True), run)
+    return False
+
+
+def _late_copy(model: nn.Module) -> nn.Module:
+    """Return a copy whose large weights are made when they are read."""
+    memo = {
+        id(item): late(item, Change(source=item.detach(), dtype=item.dtype))
+        for item in model.parameters()
+        if can_be_late(item)
+    }
+    return copy_network(model, memo, share=True)
+
+
+def _check_copy(model: nn.Module, copied: nn.Module, run: Forward) -> None:
+    """Check one copy, see ``check_copies``."""
     held = [entries(part) for part in containers(model)]
     names = dict(itertools.chain(model.named_parameters(), model.named_buffers()))
-    copied = copy_network(model, share=True)
     own = {id(item): name for name, item in names.items()}
     found: list[str] = []
 

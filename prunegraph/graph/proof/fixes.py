@@ -70,18 +70,22 @@ class Fixes:
             attention=self._attention,
         )
 
-    def resolve(self, run: Forward) -> StructureGraph:
+    def resolve(self, run: Forward, *, lately: bool) -> StructureGraph:
         """Try the structure on the network, which is in eval mode, until its forward can follow.
 
         What no fix helps is frozen. An attribute that is a size by its value alone, perhaps by
         chance, is none where the forward can follow without it.
+
+        Args:
+            run: calls a network of the model's type on the example inputs.
+            lately: weights of copies can be made when they are read.
         """
         subject = awake(self._model)
-        bold: Bold | None = Bold(subject, run)
+        bold: Bold | None = Bold(subject, run, lately=lately)
         training = cache(lambda: can_train(subject, run))
 
         def tried(graph: StructureGraph) -> Trial:
-            return Trial(subject, bold, graph, run, training=training)
+            return Trial(subject, bold, graph, run, training=training, lately=lately)
 
         builder = self.builder()
         graph = builder.build()

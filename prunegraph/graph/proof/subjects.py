@@ -98,14 +98,15 @@ class Bold:
     Args:
         model: the network that is tried; see ``awake``.
         run: calls a network of its type on the example inputs.
+        lately: weights of copies can be made when they are read.
 
     Attributes:
         factors: what to multiply by; None where the whole network is then found to give no
             finite outputs.
     """
 
-    def __init__(self, model: nn.Module, run: Forward) -> None:
-        self._model, self._run = model, run
+    def __init__(self, model: nn.Module, run: Forward, *, lately: bool) -> None:
+        self._model, self._run, self._lately = model, run, lately
         self._is_sound: bool | None = None
         generator = torch.Generator().manual_seed(1)
         self.factors: Factors | None = {
@@ -118,8 +119,9 @@ class Bold:
         """Return whether the whole network gives finite outputs; drop the factors if not."""
         if self._is_sound is None:
             memo: dict[int, torch.Tensor] = {}
-            multiply(self._model, memo, self.factors or {})
-            self._is_sound = is_sound(copy_network(self._model, memo), self._run)
+            multiply(self._model, memo, self.factors or {}, lately=self._lately)
+            copied = copy_network(self._model, memo, share=self._lately)
+            self._is_sound = is_sound(copied, self._run)
             if not self._is_sound:
                 self.factors = None
         return self._is_sound

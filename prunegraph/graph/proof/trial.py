@@ -18,8 +18,9 @@ from torch import Tensor, nn
 
 from prunegraph.core.errors import first_line
 from prunegraph.core.masks import BoolArray, IntArray
-from prunegraph.graph.copying import Workspace, copy_network
+from prunegraph.graph.copying import copy_network
 from prunegraph.graph.graph import FrozenOp, Group, StructureGraph
+from prunegraph.graph.late_weights import cast_network
 from prunegraph.graph.proof.outputs import as_finite, difference_of
 from prunegraph.graph.proof.subjects import ERRORS, Bold, Forward
 from prunegraph.graph.surgery import Factors, apply_mask, zero_mask
@@ -159,7 +160,7 @@ class _Outputs:
         keep: which units stay.
         run: calls a network of the model's type on the example inputs.
         factors: what its values are multiplied by.
-        workspace: where copies lie.
+        lately: their weights are made when they are read.
     """
 
     def __init__(
@@ -169,28 +170,27 @@ class _Outputs:
         keep: BoolArray,
         run: Forward,
         factors: Factors | None,
-        workspace: Workspace,
+        *,
+        lately: bool,
     ) -> None:
         self._model, self._graph, self._mask, self._run = model, graph, graph.mask(keep), run
-        self._factors, self._workspace = factors, workspace
+        self._factors, self._lately = factors, lately
         half = any(parameter.dtype in HALF for parameter in model.parameters())
         self._dtype = torch.float32 if half else None
         self._network = model
 
-    def copied(
-        self, surgery: Callable[..., nn.Module], workspace: Workspace | None = None
-    ) -> nn.Module:
+    def copied(self, surgery: Callable[..., nn.Module]) -> nn.Module:
         """Return a new copy; the last one goes before."""
         self._network = self._model
         self._network = surgery(
-            self._model, self._graph, self._mask, workspace=workspace, factors=self._factors
+            self._model, self._graph, self._mask, lately=self._lately, factors=self._factors
         )
         return self._network
 
     def _of(self, surgery: Callable[..., nn.Module], dtype: torch.dtype | None) -> list[Tensor]:
-        network = self.copied(surgery, self._workspace)
-        if dtype is not None:  # as to() does, but for complex numbers
-            network._apply(lambda item: item.to(dtype) if item.is_floating_point() else item)
+        network = self.copied(surgery)
+        if dtype is not None:
+            cast_network(network, dtype, lately=self._lately)
         return [tensor.clone() for tensor in tensors_in(self._run(network, dtype))]
 
     def pruned(self) -> list[Tensor] | Failure:
@@ -233,7 +233,7 @@ def failure_of(
     finite: bool = False,
     training: Callable[[], bool] | None = None,
     bold: Bold | None = None,
-    workspace: Workspace | None = None,
+    lately: bool = False,
 ) -> Failure | None:
     """Return why the forward cannot follow a mask, or None if it can.
 
@@ -246,16 +246,13 @@ def failure_of(
             nothing.
         training: returns whether the whole network runs in training mode: then the pruned one must.
         bold: makes weights larger, if the whole network gives finite outputs with these.
-        workspace: where copies of this network may lie.
+        lately: weights of copies are made when they are read.
     """
     factors = None if bold is None else bold.factors
-    workspace = workspace or Workspace()
-    outputs = _Outputs(model, graph, keep, run, factors, workspace)
+    outputs = _Outputs(model, graph, keep, run, factors, lately=lately)
     failure, is_finite = _compared(outputs, lambda: tensors_in(run(model, None)), finite=finite)
     if factors and bold and (failure or not is_finite) and not bold.is_sound():
-        return failure_of(
-            model, graph, keep, run, finite=finite, training=training, workspace=workspace
-        )
+        return failure_of(model, graph, keep, run, finite=finite, training=training, lately=lately)
     if failure is None and training is not None:
         failure = _failure_in_training(outputs.copied(apply_mask), run)
         return failure if failure is not None and training() else None
@@ -300,6 +297,7 @@ class Trial:
         run: calls a network of the model's type on the example inputs.
         training: returns whether the network runs in training mode: then the pruned one of the
             first round must, too.
+        lately: weights of copies can be made when they are read.
 
     Attributes:
         failure: why a round could not be followed; None if all could.
@@ -314,10 +312,11 @@ class Trial:
         run: Forward,
         *,
         training: Callable[[], bool] | None = None,
+        lately: bool = False,
     ) -> None:
         rng = np.random.default_rng(0)
         self._model, self._graph, self._run = model, graph, run
-        self._workspace = Workspace()
+        self._lately = lately
         self._found: list[tuple[Group, IntArray, Failure]] = []
         self.failure: Failure | None = None
         groups = [group for group in graph.groups if group.frozen is None]
@@ -363,7 +362,7 @@ class Trial:
             finite=self.least,
             training=self._training,
             bold=self._bold,
-            workspace=self._workspace,
+            lately=self._lately,
         )
         if failure is None:
             self._keep = trial

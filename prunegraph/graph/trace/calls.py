@@ -56,6 +56,16 @@ def _held_by(item: Any) -> list[Any]:
     return [*(getattr(item, name, None) for name in names), *getattr(item, "__dict__", {}).values()]
 
 
+def written_by(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Tensor]:
+    """Return the tensors that a call of an ATen op writes into."""
+    return [
+        tensor
+        for number, argument in enumerate(func._schema.arguments)
+        if argument.alias_info is not None and argument.alias_info.is_write
+        for tensor in tensors_in(args[number] if number < len(args) else kwargs.get(argument.name))
+    ]
+
+
 class CallMode(TorchFunctionMode):
     """Stands between a network and the torch functions that it calls: override ``call``."""
 

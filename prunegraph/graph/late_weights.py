@@ -1,0 +1,171 @@
+"""Weights of a copied network that are made when an operation reads them, and forgotten then.
+
+So a pruned or masked copy needs the memory of one weight at a time, in any precision.
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
+
+from prunegraph.graph.trace.calls import written_by
+
+SMALL = 4096
+"""Parameters of at most as many values are copied at once: they may be counters."""
+
+_ATEN = torch.ops.aten
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Change:
+    """How a weight is made of a dense network's.
+
+    Attributes:
+        source: the dense network's values.
+        keep: axis -> ``[size]`` booleans, True = keep; only axes that lose something.
+        cut: what is not kept leaves; False = it becomes zero.
+        factors: ``[size]`` numbers for each of the first axes, by which the values are multiplied.
+        dtype: the precision of the result.
+    """
+
+    source: Tensor
+    keep: Mapping[int, Tensor] = field(default_factory=dict)
+    cut: bool = False
+    factors: tuple[Tensor, ...] = ()
+    dtype: torch.dtype
+
+    @property
+    def shape(self) -> list[int]:
+        """Return the shape of the result."""
+        shape = [*self.source.shape]
+        for axis, kept in self.keep.items() if self.cut else ():
+            shape[axis] = int(kept.sum())
+        return shape
+
+    def rows(self, index: Tensor) -> "Change":
+        """Return how some rows are made, where none is cut."""
+        keep = {axis: kept[index] if axis == 0 else kept for axis, kept in self.keep.items()}
+        factors = tuple(by if axis else by[index] for axis, by in enumerate(self.factors))
+        return replace(self, source=self.source[index], keep=keep, factors=factors)
+
+    def made(self) -> Tensor:
+        """Return the values, in memory of their own if they differ from the dense network's."""
+        made = cut(self.source, self.keep) if self.cut else silenced(self.source, self.keep)
+        for axis, by in enumerate(self.factors):
+            by = by[self.keep[axis]] if self.cut and axis in self.keep else by
+            by = by.view([-1 if other == axis else 1 for other in range(made.ndim)])
+            made = made * by if made is self.source else made.mul_(by)
+        return made.to(self.dtype)
+
+
+def cut(data: Tensor, keep: Mapping[int, Tensor]) -> Tensor:
+    """Return the kept positions; the data itself if all are."""
+    for axis, kept in keep.items():
+        data = data.index_select(axis, kept.nonzero().flatten())
+    return data
+
+
+def silenced(data: Tensor, keep: Mapping[int, Tensor]) -> Tensor:
+    """Return data with zeros at the removed positions; the data itself if there are none."""
+    zero = data.new_zeros(())
+    axes = sorted(keep, reverse=True)  # rows last: they are filled in place, one after the other
+    for number, axis in enumerate(axes):
+        if number:
+            data.index_fill_(axis, (~keep[axis]).nonzero().flatten(), 0)
+        else:
+            kept = keep[axis].view([-1 if other == axis else 1 for other in range(data.ndim)])
+            data = torch.where(kept, data, zero)
+    return data
+
+
+class LateWeight(Tensor):
+    """A tensor without memory: operations get what its ``change`` makes.
+
+    None may write into it.
+    """
+
+    change: Change
+
+    @staticmethod
+    def __new__(cls, change: Change) -> "LateWeight":
+        """Return the weight that a change makes."""
+        made = Tensor._make_wrapper_subclass(
+            cls, change.shape, dtype=change.dtype, device=change.source.device
+        )
+        made.change = change
+        return cast(LateWeight, made)
+
+    __torch_function__ = torch._C._disabled_torch_function_impl
+
+    @classmethod
+    def __torch_dispatch__(
+        cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        """Run an operation on values that are made for it."""
+        if func is _ATEN.detach.default:
+            return cls(args[0].change)
+        kwargs = kwargs or {}
+        if any(isinstance(item, cls) for item in written_by(func, args, kwargs)):
+            msg = f"{func} writes into a weight"
+            raise RuntimeError(msg)
+        if func is _ATEN.embedding.default and isinstance(args[0], cls) and not kwargs:
+            change: Change = args[0].change
+            if not (change.cut and 0 in change.keep) and args[1].numel() < len(change.source):
+                found, places = args[1].unique(return_inverse=True)
+                return func(change.rows(found).made(), places)
+        if any(isinstance(item, tuple | list) for item in args) or kwargs:
+            args, kwargs = tree_map_only(cls, lambda item: item.change.made(), (args, kwargs))
+            return func(*args, **kwargs)
+        return func(*(item.change.made() if isinstance(item, cls) else item for item in args))
+
+
+def late(tensor: Tensor, change: Change) -> nn.Parameter:
+    """Return a parameter in the place of another one, whose values are made later."""
+    return nn.Parameter(LateWeight(change), requires_grad=tensor.requires_grad)
+
+
+def can_be_late(tensor: Tensor) -> bool:
+    """Return whether a tensor is a plain, large parameter: small ones may be counters."""
+    return (
+        type(tensor) is nn.Parameter
+        and tensor.numel() > SMALL
+        and tensor.layout is torch.strided
+        and tensor.is_contiguous()
+    )
+
+
+@contextmanager
+def _new_parameters() -> Iterator[None]:
+    """Let modules whose precision changes take new parameters."""
+    before = torch.__future__.get_overwrite_module_params_on_conversion()
+    torch.__future__.set_overwrite_module_params_on_conversion(True)
+    try:
+        yield
+    finally:
+        torch.__future__.set_overwrite_module_params_on_conversion(before)
+
+
+def cast_network(network: nn.Module, dtype: torch.dtype, *, lately: bool) -> None:
+    """Put a copy into another precision, as ``to`` does, but for complex numbers.
+
+    Args:
+        network: the copy.
+        dtype: the precision.
+        lately: weights are cast when they are read.
+    """
+
+    def cast_one(item: Tensor) -> Tensor:
+        if not item.is_floating_point():
+            return item
+        if isinstance(item, LateWeight):
+            return LateWeight(replace(item.change, dtype=dtype))
+        if lately and can_be_late(item):
+            return LateWeight(Change(source=item.detach(), dtype=dtype))
+        return item.to(dtype)
+
+    with _new_parameters():
+        network._apply(cast_one)
