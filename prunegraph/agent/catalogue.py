@@ -4,7 +4,8 @@ Nothing is learned of a single network: no offsets, no surrogate, no finalists. 
 several networks with a budget each, and several masks for each of these pairs; a mask competes with
 the best of its own pair, and its advantage is over the others of the pair. Masks are scored on few
 images, in a network that is silenced and reconstructed at once: milliseconds a mask. Without the
-reconstruction what is scored says little of what a mask becomes.
+reconstruction what is scored says little of what a mask becomes. The score is the divergence from
+the dense network's outputs: it ranks masks more as their finished networks rank than labels do.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -13,6 +14,7 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
+from prunegraph.agent.config import PPOConfig
 from prunegraph.agent.options import AgentOptions
 from prunegraph.agent.policies import TrainedPolicy
 from prunegraph.agent.settings import agent_config, env_config
@@ -34,6 +36,20 @@ IMAGES, SUBSET = 512, 128
 images compare priors."""
 
 
+def wider(ppo: PPOConfig) -> PPOConfig:
+    """Return options that move the widths of groups as far as priors are wrong about them.
+
+    Bits are drawn more calmly, since their noise hides what the widths are worth.
+    """
+    return replace(
+        ppo,
+        temperature_start=0.2,
+        temperature_end=0.1,
+        group_noise_start=0.6,
+        group_noise_end=0.3,
+    )
+
+
 def catalogue_config(
     options: AgentOptions, seed: int, initial: TrainedPolicy | None = None
 ) -> AgentConfig:
@@ -44,9 +60,10 @@ def catalogue_config(
         seed: of policy, episodes and images.
         initial: the policy to begin with.
     """
-    config = agent_config(replace(options, surrogate_steps=0, swaps=0), seed, initial=initial)
+    options = replace(options, surrogate_steps=0, swaps=0)
+    config = agent_config(options, seed, metric="kl", initial=initial)
     ppo = replace(
-        config.ppo,
+        wider(config.ppo) if initial is None else config.ppo,
         offset_rate=0.0,
         group_offset_rate=0.0,
         group_noise_rate=0.0,
@@ -57,7 +74,7 @@ def catalogue_config(
 
 def quick_problem(context: Context, budget: Budget) -> Problem:
     """Return a problem whose masks are scored in milliseconds."""
-    few = context.quick_evaluator(IMAGES, SUBSET)
+    few = context.quick_evaluator(IMAGES, SUBSET, metric="kl")
     unlabelled = context.quick_evaluator(IMAGES, SUBSET, metric="kl", labelled=False)
     return replace(
         context.problem(budget), make_evaluator=lambda _: few, make_unlabelled=lambda: unlabelled

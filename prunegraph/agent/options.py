@@ -28,7 +28,7 @@ class AgentOptions:
             (ema), or nothing (accuracy).
         metric: what is compared: soft_accuracy is the mean probability of the right class, of which
             fewer images tell as much; kl (to the dense network) is for weights that have seen the
-            search images.
+            search images; a catalogue is trained by it in any case.
         granularity: decide on the whole network in one step, or group by group.
         update_size: networks an update of the policy.
         learning_rate: step size of the policy.

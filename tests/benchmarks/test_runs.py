@@ -109,6 +109,12 @@ def test_general_policies(
         f"train --variant raw --out {policy} {given} --networks 40 --budgets 0.5 "
         "--agent.update-size 2",
     )
+    capsys.readouterr()
+    quick = tmp_path / "quick.json"
+    benchmark("general.py", f"quick --out {quick} --at 0.5 --policies {policy} {given}")
+    assert "| 0.5 | 2 |" in capsys.readouterr().out
+    divergences = json.loads(quick.read_text())["divergence"]["0.5"]
+    assert {len(row) for row in divergences.values()} == {2}
     words = f"rows --out {rows} --at 0.5 --policies {policy} --label raw {given}"
     benchmark("general.py", words)
     found = [json.loads(path.read_text())["rows"] for path in sorted(rows.glob("*.json"))]

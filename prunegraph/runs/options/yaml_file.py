@@ -254,12 +254,6 @@ def _one_line(box: str) -> str:
             break
         body.append(line)
     message = " ".join(" ".join(body).split()).rstrip(".")
-    message = message.replace("``", "")
-    missing = re.fullmatch(
-        r"Missing from (prunegraph \w+): (--\S+)? ?[A-Z]+ (.*?)\.? \(required\)", message
-    )
-    if missing:
-        message = f"`{missing[1]}` needs {missing[2] or 'a word more'}: {missing[3]}"
     message = re.sub(r"could not convert string to float: (.*)", r"\1 is no number", message)
     return re.sub(r"invalid literal for int\(\) with base 10: (.*)", r"\1 is no integer", message)
 
