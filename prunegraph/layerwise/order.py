@@ -85,7 +85,7 @@ def find_segments(
     Raises:
         ConfigError: no module with prunable weights has such a name.
     """
-    groups = _groups(model, [weight.module for weight in weights.values()], blocks)
+    groups = group_blocks(model, [weight.module for weight in weights.values()], blocks)
     calls = _record(model, [name for names in groups for name in names], run)
     order = {name: number for number, name in enumerate(calls)}
     segments: list[Segment] = []
@@ -96,8 +96,12 @@ def find_segments(
     return sorted(segments, key=lambda segment: order[segment.blocks[0]])
 
 
-def _groups(model: nn.Module, layers: Sequence[str], blocks: str | None) -> list[list[str]]:
-    """Return the names of blocks, grouped by the container that holds them."""
+def group_blocks(model: nn.Module, layers: Sequence[str], blocks: str | None) -> list[list[str]]:
+    """Return the names of blocks, grouped by the container that holds them.
+
+    Raises:
+        ConfigError: no module with prunable weights has such a name.
+    """
     if blocks is None:
         groups = list(_containers(model, "", layers))
     else:

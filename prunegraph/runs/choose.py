@@ -378,7 +378,7 @@ def warn_if_worse(
     error = math.sqrt(2.0 * share * (1.0 - share) / len(search))
     if share - own.search_accuracy > 2.0 * error:
         console.say(
-            f"warning: {best.name} keeps {share:.1%} on the search images, {own.name} "
-            f"{own.search_accuracy:.1%}: it does not fit {context.target.arch} as it is; "
-            "`prunegraph train` with more --networks searches on, from this one with --policy"
+            f"warning: {best.name} has an accuracy of {share:.1%} on the search images, {own.name} "
+            f"{own.search_accuracy:.1%}: it does not suit {context.target.arch} as it is; search "
+            "on with `prunegraph train --policy`, or with more --networks"
         )

@@ -91,7 +91,7 @@ def images(tmp_path: Path) -> Path:
         ("train --policy nowhere", "no policy nowhere"),
         ("compare --policy nowhere", "no policy nowhere"),
         ("apply", "`prunegraph apply` needs --policy: resnet-cifar, which comes with"),
-        ("pretrain --lr -1", "lr=-1.0 must be above 0"),
+        ("pretrain --lr -1", "lr=-1.0 must be positive"),
     ],
 )
 def test_options_that_cannot_be(

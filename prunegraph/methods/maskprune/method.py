@@ -27,6 +27,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from prunegraph.core.checks import check_at_least
 from prunegraph.core.errors import BudgetError, ConfigError
 from prunegraph.core.masks import BoolArray, Float64Array, FloatArray, IntArray
 from prunegraph.core.precision import autocasting
@@ -118,9 +119,7 @@ class MaskPrune(ChannelMethod):
 
     def __post_init__(self) -> None:
         for name, least in (("steps", 10), ("batch_size", 1)):
-            if not getattr(self, name) >= least:
-                msg = f"{name}={getattr(self, name)} must be at least {least}"
-                raise ConfigError(msg)
+            check_at_least(name, getattr(self, name), least)
         if not 0.0 <= self.lr < 1.0:
             msg = f"lr={self.lr} must lie in [0, 1)"
             raise ConfigError(msg)

@@ -16,6 +16,7 @@ from prunegraph.core.weight_mask import WeightMask
 from prunegraph.graph import copy_network, unwrap
 from prunegraph.graph.module_sizes import slim_all_attentions
 from prunegraph.layerwise.blocks import BlockWalk, Matrix
+from prunegraph.layerwise.order import group_blocks
 from prunegraph.layerwise.solve import Hessian
 from prunegraph.layerwise.weights import prunable_weights
 from prunegraph.methods.method import Problem, Result
@@ -48,6 +49,13 @@ class BlockwiseMethod(WeightMethod):
         if not 0.0 < self.damping <= 1.0:
             msg = f"damping={self.damping} must lie in (0, 1]: 0.01 is usual"
             raise ConfigError(msg)
+
+    def check(self, problem: Problem) -> None:
+        """Say before any work what it cannot serve; ConfigError: there are no such blocks."""
+        super().check(problem)
+        model = unwrap(problem.task.model)
+        layers = [weight.module for weight in prunable_weights(model).values()]
+        group_blocks(model, layers, self.blocks or None)
 
     @abstractmethod
     def prune_matrix(

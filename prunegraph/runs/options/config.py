@@ -16,7 +16,7 @@ import tyro
 
 from prunegraph.agent.options import AgentOptions
 from prunegraph.core.budget import AttentionUnit, Budget
-from prunegraph.core.checks import check_at_least, check_at_most, check_range
+from prunegraph.core.checks import check_at_least, check_at_most, check_positive, check_range
 from prunegraph.core.errors import ConfigError
 from prunegraph.core.reading import MAX_IMAGE_SIZE
 from prunegraph.runs.options.checks import check_usable
@@ -287,9 +287,7 @@ class PruningOptions(BudgetOptions):
         check_at_least("calibration_images", self.calibration_images, 1)
         check_at_least("workers", self.workers, 1)
         check_range("distill", self.distill, 0.0, 1.0)
-        if self.finetune_lr is not None and not self.finetune_lr > 0:
-            msg = f"finetune_lr={self.finetune_lr} must be above 0"
-            raise ConfigError(msg)
+        check_positive("finetune_lr", self.finetune_lr)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -356,9 +354,7 @@ class PretrainConfig(DataConfig):
         super().__post_init__()
         check_at_least("epochs", self.epochs, 1)
         check_at_least("batch_size", self.batch_size, 2)
-        if self.lr is not None and not self.lr > 0:
-            msg = f"lr={self.lr} must be above 0"
-            raise ConfigError(msg)
+        check_positive("lr", self.lr)
         if self.slimmable is not None:
             check_range("slimmable", self.slimmable, 0.001, 1.0)
             if self.weights is None:

@@ -188,6 +188,13 @@ def pose(budget: Budget, folder: Path | None = None, **sizes: int) -> Problem:
     return Context(task=task, structure=None, seed=0).problem(budget, folder=folder)
 
 
+def test_blocks_that_are_not_there_are_refused_before_any_work() -> None:
+    problem = pose(Budget(sparsity=0.5))
+    Wanda(blocks="model.layers.*").check(problem)
+    with pytest.raises(ConfigError, match="blocks='nowhere' names no module with prunable"):
+        Wanda(blocks="nowhere").check(problem)
+
+
 @pytest.mark.parametrize("pattern", [None, "2:4", "columns"])
 @pytest.mark.parametrize("name", list(WEIGHT_METHODS))
 def test_a_language_model_is_pruned_to_the_budget(name: str, pattern: str | None) -> None:
