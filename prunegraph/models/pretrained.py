@@ -93,7 +93,8 @@ def build_image_classifier(
         ConfigError: transformers is not installed.
         ModelError: the folder has no config of such a network.
     """
-    told, library = read_config(Path(folder)), transformers()
+    read_config(Path(folder))
+    library = transformers()
     channels, height, width = image_shape
     sizes = {
         "num_labels": num_classes,
@@ -103,7 +104,7 @@ def build_image_classifier(
     try:
         config = library.AutoConfig.from_pretrained(folder, local_files_only=True)
         for name, size in sizes.items():
-            if name == "num_labels" or name in told:
+            if hasattr(config, name):
                 setattr(config, name, size)
         model: nn.Module = getattr(library, IMAGES_KIND).from_config(config)
     except Exception as error:  # transformers raises about anything
@@ -130,12 +131,13 @@ def images_of(folder: Path) -> tuple[tuple[float, ...], tuple[float, ...], int |
     try:
         numbers = {"image_mean": tuple[float, ...], "image_std": tuple[float, ...]}
         told = checked(read_json(where), numbers, str(where))
-        factor = 255 * checked(told.get("rescale_factor", 1 / 255), float, str(where))
+        factor = 255 * (checked(told.get("rescale_factor", 1 / 255), float, str(where)) or 1.0)
     except ArtefactError as error:
         raise ModelError(str(error)) from error
     mean, std = told["image_mean"], told["image_std"]
     if told.get("do_normalize") is False:
         mean, std = (0.0,) * len(mean), (1.0,) * len(std)
+    factor = 255.0 if told.get("do_rescale") is False else factor
     shift = 1.0 if told.get("rescale_offset") is True else 0.0
     side = config.get("image_size") or told.get("crop_size") or told.get("size")
     if isinstance(side, dict):

@@ -5,12 +5,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 import prunegraph as pg
 from prunegraph.cli.main import main
 from prunegraph.data.digits import DIGITS_MEAN, DIGITS_STD
 from prunegraph.models import build_model
+from prunegraph.runs.options.config import NetworkConfig
+from prunegraph.runs.tasks import image_classification
 
 transformers = pytest.importorskip("transformers")
 
@@ -96,6 +99,29 @@ def test_uniform_widths_and_zeros_make_a_folder_of_transformers(tmp_path: Path) 
         assert sum(p.numel() for p in small.parameters()) == report["pruned"]["params"]
         kept = (folder / "preprocessor_config.json").read_bytes()
         assert (out / "pruned" / "preprocessor_config.json").read_bytes() == kept
+
+
+def test_images_of_a_folder_get_the_size_and_numbers_of_the_network(tmp_path: Path) -> None:
+    config = made("vit").config.to_dict()  # type: ignore[union-attr,operator]  # of transformers
+    config |= {"image_size": 16, "num_channels": 3, "num_labels": 2}
+    folder = tmp_path / "vit"
+    for name in ("id2label", "label2id"):
+        del config[name]
+    network = transformers.ViTForImageClassification(transformers.ViTConfig(**config))
+    network.save_pretrained(folder)
+    processor = {"image_mean": [0.5] * 3, "image_std": [0.25] * 3}
+    (folder / "preprocessor_config.json").write_text(json.dumps(processor))
+    for number in range(40):
+        path = tmp_path / "images" / ("test", "train")[number % 5 > 0] / "ab"[number % 2]
+        path.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (100, 80), (number, 0, 0)).save(path / f"{number}.png")
+    target = image_classification.load(
+        NetworkConfig(arch=f"hf:{folder}", dataset="folder", data_dir=tmp_path / "images")
+    )
+    assert target.saved.example_shape == (1, 3, 16, 16)
+    assert (target.saved.mean, target.saved.std) == ((0.5,) * 3, (0.25,) * 3)
+    weight = "classifier.weight"
+    assert torch.equal(target.model.state_dict()[weight], network.state_dict()[weight])
 
 
 @pytest.mark.parametrize(

@@ -182,6 +182,7 @@ def test_bad_names_on_the_command_line_are_one_sentence(
         ({"size": {"height": 48, "width": 48}}, 0.5, 0.25, 48),
         ({"size": {"shortest_edge": 64}, "crop_size": 40}, 0.5, 0.25, 40),
         ({"do_normalize": False}, 0.0, 1.0, None),
+        ({"do_rescale": False, "image_mean": [127.5] * 3, "image_std": [51.0] * 3}, 0.5, 0.2, None),
         ({"rescale_factor": 1 / 127.5, "rescale_offset": True}, 0.75, 0.125, None),
     ],
 )
