@@ -6,7 +6,7 @@ So a pruned or masked copy needs the memory of one weight at a time, in any prec
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -97,7 +97,7 @@ class LateWeight(Tensor):
             cls, change.shape, dtype=change.dtype, device=change.source.device
         )
         made.change = change
-        return cast(LateWeight, made)
+        return made
 
     __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]  # C's
 
