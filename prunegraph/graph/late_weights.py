@@ -6,7 +6,7 @@ So a pruned or masked copy needs the memory of one weight at a time, in any prec
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -97,12 +97,12 @@ class LateWeight(Tensor):
             cls, change.shape, dtype=change.dtype, device=change.source.device
         )
         made.change = change
-        return cast(LateWeight, made)
+        return made
 
-    __torch_function__ = torch._C._disabled_torch_function_impl
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]  # C's
 
     @classmethod
-    def __torch_dispatch__(
+    def __torch_dispatch__(  # type: ignore[override]  # torch's stub is of the disabled one
         cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         """Run an operation on values that are made for it."""

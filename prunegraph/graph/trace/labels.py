@@ -19,6 +19,9 @@ from prunegraph.graph.graph import FrozenOp
 NEUTRAL = -1
 """Label of constants made in the forward and of axes of size 1: it unites with anything."""
 
+MANY = 1 << 16
+"""Of more labels or equalities most are the same: they are told apart without a sort, or first."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class FreezeEvent:
@@ -40,7 +43,20 @@ def varying_axes(labels: Tensor) -> list[int]:
     for axis, size in enumerate(compact.shape):
         if size > 1 and not bool((compact == compact.narrow(axis, 0, 1)).all()):
             axes.append(axis)
+        else:
+            compact = compact.narrow(axis, 0, min(size, 1))
     return axes
+
+
+def distinct(labels: Tensor) -> Tensor:
+    """Return each label of a tensor once, in order."""
+    labels = narrow_constant(labels)
+    if labels.numel() <= MANY:
+        found: Tensor = labels.unique()
+        return found
+    seen = torch.zeros(int(labels.amax()) - NEUTRAL + 1, dtype=torch.bool)  # no sort: far faster
+    seen[labels.reshape(-1) - NEUTRAL] = True
+    return seen.nonzero().flatten() + NEUTRAL
 
 
 def narrow_constant(labels: Tensor) -> Tensor:
@@ -135,18 +151,45 @@ class LabelStore:
         """Make the labels of two tensors equal, position by position, broadcast; skip neutral."""
         left, right = narrow_constant(left), narrow_constant(right)
         if left.shape != right.shape:
-            left, right = torch.broadcast_tensors(left, right)
+            left, right = self._tied_where_broadcast(left, right)
+        self._note(left, right)
+
+    def _note(self, left: Tensor, right: Tensor) -> None:
+        """Note that two tensors are equal, position by position, broadcast."""
+        left, right = torch.broadcast_tensors(left, right)
         a = left.reshape(-1).numpy()
         b = right.reshape(-1).numpy()
         differs = (a != b) & (a != NEUTRAL) & (b != NEUTRAL)
         if differs.any():
-            self._left.append(a[differs])
-            self._right.append(b[differs])
+            a, b = a[differs], b[differs]
+            if len(a) > MANY:
+                a, b = np.divmod(np.unique(a * self.num_labels + b), self.num_labels)
+            self._left.append(a)
+            self._right.append(b)
+
+    def _tied_where_broadcast(self, left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
+        """Unite what one label of the other side equals, and return the first of each: far fewer.
+
+        Constants tie nothing, so all stay where there are some.
+        """
+        ndim = max(left.ndim, right.ndim)
+        if ndim < 2 or bool((left == NEUTRAL).any() or (right == NEUTRAL).any()):
+            return left, right
+        pair = [
+            labels.reshape([1] * (ndim - labels.ndim) + [*labels.shape]) for labels in (left, right)
+        ]
+        for axis in range(ndim):
+            for number, labels in enumerate(pair):
+                if labels.shape[axis] > 1 == pair[1 - number].shape[axis]:
+                    first = labels.narrow(axis, 0, 1)
+                    self._note(labels, first)
+                    pair[number] = first
+        return pair[0], pair[1]
 
     def freeze(self, labels: Tensor, cause: FrozenOp, *, expected: bool = False) -> None:
         """Keep every class that these labels belong to."""
         event = FreezeEvent(cause=cause, expected=expected)
-        for label in narrow_constant(labels).unique().tolist():
+        for label in distinct(labels).tolist():
             if label != NEUTRAL:
                 self.events.setdefault(label, event)
 

@@ -5,7 +5,13 @@ from torch import Tensor
 
 from prunegraph.graph.rules.shared.constants import note_filled
 from prunegraph.graph.rules.shared.copied_heads import SHARED
-from prunegraph.graph.trace.labels import NEUTRAL, is_neutral, narrow_constant, varying_axes
+from prunegraph.graph.trace.labels import (
+    NEUTRAL,
+    distinct,
+    is_neutral,
+    narrow_constant,
+    varying_axes,
+)
 from prunegraph.graph.trace.recorder import LabelRecorder, OpCall
 from prunegraph.graph.trace.recording import RecordedShare
 
@@ -84,7 +90,7 @@ def _is_wider(constant: Tensor, other: Tensor) -> bool:
 def _note_sum(recorder: LabelRecorder, call: OpCall, left: Tensor, right: Tensor) -> None:
     """Note channels that an addition unites; a head turned by rotary angles adds up itself."""
     if call.name.rstrip("_") in ("add", "sub"):
-        own, others = (narrow_constant(labels).unique() for labels in (left, right))
+        own, others = distinct(left), distinct(right)
         if not torch.equal(own, others):
             recorder.recording.sums.append(own)
 
