@@ -106,7 +106,7 @@ class StructureConfig(DataConfig):
         pretrain_epochs: epochs to train a network that has no weights; default: 40 on digits, 12 of
             the embedded language model, 8 on the embedded utterances, 60 on recordings; 0 for
             package.module:factory; other image sets need weights, or this option.
-        attention: what can leave it: a whole head, or a part of the width of all its heads.
+        attention: what is removed of one: whole heads, or a part of the width of all its heads.
     """
 
     section: ClassVar[str] = "what"
@@ -226,7 +226,7 @@ class PruningOptions(BudgetOptions):
     Attributes:
         round_to: keep a multiple of this many channels (8, 16) in every group, within the budget.
         uniform: the same width for every layer of a kind, as one config can hold (from_pretrained).
-        depth: whole sub-layers of residual blocks may leave too, an attention or an MLP.
+        depth: whole sub-layers of residual blocks may be removed too, an attention or an MLP.
         finetune_epochs: epochs of the fine-tune, the same for every network that gets one; default:
             40 on digits, none for language models, else 10.
         finetune_lr: peak learning rate of the fine-tune; default: 0.05, of language models 0.0001.
