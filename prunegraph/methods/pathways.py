@@ -59,6 +59,11 @@ class MaskedTraining(TrainedWeights):
         """Those in which all languages train together."""
         return self.epochs
 
+    @property
+    def trains_before(self) -> bool:
+        """Whether ``plan`` trains networks, for half of the progress."""
+        return False
+
     @abstractmethod
     def plan(self, problem: Problem) -> MaskPlan:
         """Return how the masks change."""
@@ -83,7 +88,8 @@ class MaskedTraining(TrainedWeights):
         """Train, with as many weights for each language as were asked for, exactly."""
         self.check(problem)
         task, network = problem.task, copy_network(unwrap(problem.task.model))
-        trained = self._train(problem, network, task, self.plan(problem), self.name)
+        halves, plan = 1 + self.trains_before, self.plan(problem)
+        trained = self._train(part_of(problem, halves - 1, halves), network, task, plan, self.name)
         mask = GroupedMask.of(trained.masks)
         if isinstance(mask, GroupedMask):
             mask.attach(network)
@@ -140,6 +146,14 @@ class MaskedTraining(TrainedWeights):
         )
 
 
+def part_of(problem: Problem, number: int, parts: int) -> Problem:
+    """Return a problem whose progress is that of one of so many equal parts."""
+    tell = problem.progress
+    if tell is None:
+        return problem
+    return replace(problem, progress=lambda done, note: tell((100 * number + done) // parts, note))
+
+
 def languages_of(task: Task) -> dict[str, TrainSplit]:
     """Return the train utterances of each language."""
     groups, names = cast(Any, task.train.source).groups, cast(Any, task).languages
@@ -180,7 +194,12 @@ class Pathways(MaskedTraining):
     @property
     def joint_epochs(self) -> int:
         """The second half, if the first one finds masks to begin with."""
-        return self.epochs - self.epochs // 2 if self.start == "magnitude" else self.epochs
+        return self.epochs - self.epochs // 2 if self.trains_before else self.epochs
+
+    @property
+    def trains_before(self) -> bool:
+        """Whether the first half finds masks to begin with."""
+        return self.start == "magnitude"
 
     def plan(self, problem: Problem) -> MaskPlan:
         """Return the plan of masks by the languages' own scores."""
@@ -232,11 +251,11 @@ def masks_by_magnitude(method: MaskedTraining, problem: Problem) -> dict[str, We
         lr=method.lr,
         every=method.every,
     )
-    found = {}
-    for name, train in languages_of(task).items():
-        own = with_parts(task, train=train)
+    found, languages = {}, languages_of(task)
+    for number, (name, train) in enumerate(languages.items()):
+        part, own = part_of(problem, number, 2 * len(languages)), with_parts(task, train=train)
         network, plan = copy_network(unwrap(task.model)), search.rising(own, sparsity)
-        trained = search._train(problem, network, own, plan, f"{method.name}-{name}")
+        trained = search._train(part, network, own, plan, f"{method.name}-{name}")
         found[name] = next(iter(trained.masks.values()))
     return found
 
@@ -254,6 +273,11 @@ class LanguageSpecific(MaskedTraining):
     def joint_epochs(self) -> int:
         """The second half: the first one finds the masks."""
         return self.epochs - self.epochs // 2
+
+    @property
+    def trains_before(self) -> bool:
+        """True: see ``joint_epochs``."""
+        return True
 
     def plan(self, problem: Problem) -> MaskPlan:
         """Return the plan of fixed masks; finds them first."""
@@ -313,9 +337,14 @@ class OneMaskOfUnion(OneMaskByScore):
 
     name: ClassVar[str] = "one_mask_of_union"
 
+    @property
+    def trains_before(self) -> bool:
+        """True: pathways."""
+        return True
+
     def plan(self, problem: Problem) -> MaskPlan:
         """Return the plan of one mask by score of the union's size."""
         shared = {field.name for field in fields(OneMaskByScore)}
         options = {name: value for name, value in asdict(self).items() if name in shared}
-        union = Pathways(**options).prune(problem).mask
+        union = Pathways(**options).prune(part_of(problem, 0, 2)).mask
         return self._plan(problem, 1.0 - union.num_kept / cast(WeightMask, union).size)

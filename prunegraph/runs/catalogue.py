@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from prunegraph.agent.catalogue import (
+    PAIRS,
     SHARES,
     catalogue_config,
     quick_problem,
@@ -132,10 +133,18 @@ def run_catalogue(
         choose: which of the networks it takes.
 
     Raises:
-        PruneGraphError: no networks, or the run folder is of another training.
+        PruneGraphError: no networks, too few of their pruned ones for an update, or the run folder
+            is of another training.
     """
     catalogue = Catalogue(config)
     paths = choose(catalogue)
+    update = PAIRS * (config.agent.update_size + 1)  # and what each pair competes with
+    if config.networks * len(paths) < update:
+        msg = (
+            f"networks={config.networks} for each of {len(paths)} in the catalogue allows no "
+            f"update of the policy: give at least {-(-update // len(paths))}"
+        )
+        raise ConfigError(msg)
     initial = None if config.policy is None else find_policy(config.policy)
     folder = open_run(config, config.out, "catalogue")
     with folder.started(config):

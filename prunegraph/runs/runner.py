@@ -83,7 +83,7 @@ def run_plan(config: RunConfig, console: Console) -> dict[str, Any]:
             conclude(config, *part, console) for part in reversed(parts)
         ]  # the run folder's own report comes last: it says that the run is finished
         folder.finish()
-        if plan.searched or plan.finetunes:
+        if plan.searched:
             console.say(verdict_line(reports[-1]))
         console.say(f"written to {folder.path}")
         return reports[-1]

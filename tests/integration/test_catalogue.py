@@ -125,3 +125,12 @@ def test_bad_input_is_one_line(
     error = capsys.readouterr().err
     assert match in error
     assert error.count("\n") == 1
+
+
+def test_too_few_networks_for_an_update_are_refused_before_any_work(
+    words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*words, "--networks", "5", "--out", str(tmp_path / "run")]) == 2
+    told = "networks=5 for each of 2 in the catalogue allows no update of the policy"
+    assert f"{told}: give at least 12" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()

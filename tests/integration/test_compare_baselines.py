@@ -64,7 +64,9 @@ def test_it_is_verified_exported_and_shown_again(
     )
     capsys.readouterr()
     assert main(["compare", "--config", str(compared / "config.yaml"), "--out", str(compared)]) == 0
-    assert "is finished" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "is finished" in told
+    assert "no verdict" not in told
 
 
 def test_nothing_to_compare_is_refused() -> None:

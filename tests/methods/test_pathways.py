@@ -115,6 +115,15 @@ def test_one_language_alone_gets_a_plain_mask() -> None:
     assert result.details["groups"]["overlap"] == 1.0
 
 
+@pytest.mark.parametrize("name", ["language_masks", "one_mask_of_union"])
+def test_progress_of_several_trainings_rises_to_a_hundred_once(name: str) -> None:
+    told: list[int] = []
+    method = replace(make_method(name), **SMALL)  # type: ignore[type-var]
+    method.prune(pose(progress=lambda percent, _: told.append(percent)))
+    assert told == sorted(told)
+    assert told.count(100) == 1
+
+
 @pytest.mark.parametrize("name", ["pathways", "language_masks"])
 def test_a_method_that_is_stopped_goes_on_to_the_same_result(tmp_path: Path, name: str) -> None:
     class Stop(Exception):

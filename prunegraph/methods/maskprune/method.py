@@ -142,7 +142,7 @@ class MaskPrune(ChannelMethod):
             msg = (
                 f"{budget} is less than gates can reach: units of "
                 f"{graph.groups[int(graph.group_of[lost[0]])].name} have none, and would have to "
-                "leave; give a larger budget"
+                "be removed; give a larger budget"
             )
             raise BudgetError(msg)
 

@@ -106,7 +106,7 @@ class StructureConfig(DataConfig):
         pretrain_epochs: epochs to train a network that has no weights; default: 40 on digits, 12 of
             the embedded language model, 8 on the embedded utterances, 60 on recordings; 0 for
             package.module:factory; other image sets need weights, or this option.
-        attention: what can leave it: a whole head, or a part of the width of all its heads.
+        attention: what is removed of one: whole heads, or a part of the width of all its heads.
     """
 
     section: ClassVar[str] = "what"
@@ -227,13 +227,15 @@ class PruningOptions(BudgetOptions):
     Attributes:
         round_to: keep a multiple of this many channels (8, 16) in every group, within the budget.
         uniform: the same width for every layer of a kind, as one config can hold (from_pretrained).
-        depth: whole sub-layers of residual blocks may leave too, an attention or an MLP.
+        depth: whole sub-layers of residual blocks may be removed too, an attention or an MLP.
         finetune_epochs: epochs of the fine-tune, the same for every network that gets one; default:
-            40 on digits, none for language models, else 10.
-        finetune_lr: peak learning rate of the fine-tune; default: 0.05, of language models 0.0001.
+            40 on digits, 10 on other images, else none.
+        finetune_lr: peak learning rate of the fine-tune; default: 0.05 of images, 0.0001 of texts,
+            0.003 of utterances.
         finetune_lora: rank of LoRA matrices that the fine-tune trains in place of all weights
             (needs peft); they are merged at its end.
-        batch_size: samples a step of the fine-tune; default: 128, of language models 8.
+        batch_size: samples a step of the fine-tune; default: 128 images, 8 texts, 32 sentences or
+            utterances.
         finetune_on_search: fine-tune on the search images too, when every choice has been made, as
             tables do whose networks train on all training images.
         distill: weight in [0, 1] of the dense network's outputs in the fine-tune's loss; 0: labels

@@ -52,7 +52,7 @@ LIMITS = {
     "max_memory": "at most {:,} bytes of activations",
     "max_latency": "at most {:g} ms a forward",
     "round_to": "widths in multiples of {}",
-    "depth": "sub-layers may leave wholly",
+    "depth": "whole sub-layers may be removed",
     "uniform": "the same widths in every layer of a kind",
     "sparsity": "{:.4g} of the weights zero",
     "pattern": "zeros in the pattern {}",
@@ -89,7 +89,8 @@ def show_finished(
     path = members[0].path
     console.say(f"{path} is finished; this is its report (a new --out runs it anew)")
     show_end(content, console)
-    console.say(verdict_line(content))
+    if is_judged(content):
+        console.say(verdict_line(content))
     try:
         for member, found in zip(members, findings, strict=True):
             write_page(config, member, found, draw(found))
@@ -174,7 +175,7 @@ def page(
         title=title(content),
         content=content,
         asked=", ".join(LIMITS[name].format(value) for name, value in content["budget"].items()),
-        judged=any(map(is_agent, read_rows(content))),
+        judged=is_judged(content),
         verdict=VERDICTS.get(content["verdict"]),
         first_verdict=first_verdict(content),
         warning=latency_warning(content),
@@ -196,6 +197,11 @@ def page(
         command=command_line(config),
         plots=plots,
     )
+
+
+def is_judged(content: Mapping[str, Any]) -> bool:
+    """Return whether a report has rows of the agent, of which a verdict tells."""
+    return any(map(is_agent, read_rows(content)))
 
 
 def render(template: str, *, plots: Mapping[str, Plot], **values: Any) -> str:

@@ -283,7 +283,7 @@ def test_options_out_of_range_are_refused(options: dict[str, Any], said: str) ->
 def test_what_gates_cannot_reach_is_refused_before_any_work(
     task: CausalLM, graph: StructureGraph
 ) -> None:
-    with pytest.raises(BudgetError, match=r"o_proj have none, and would have to leave"):
+    with pytest.raises(BudgetError, match=r"o_proj have none, and would have to be removed"):
         MaskPrune().check(problem_of(task, graph, pg.Budget(keep_params=0.3)))
     with pytest.raises(
         BudgetError, match="needs keep_macs or keep_params, the budget is max_memory="
