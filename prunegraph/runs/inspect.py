@@ -96,7 +96,8 @@ def run_inspect(config: InspectConfig, console: Console) -> dict[str, Any]:
 
 def _analyse(config: InspectConfig) -> Inspected:
     """Build the network that the options name and analyse it."""
-    if (config.arch or "").startswith(HF_PREFIX):
+    images = (config.weights, config.dataset, config.image_size, config.num_classes)
+    if (config.arch or "").startswith(HF_PREFIX) and not any(images):
         return _analyse_pretrained(config)
     info = weights_info(config.weights) if config.weights else None
     arch = resolve_arch(config.arch, config.weights, info)

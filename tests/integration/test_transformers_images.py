@@ -124,6 +124,22 @@ def test_images_of_a_folder_get_the_size_and_numbers_of_the_network(tmp_path: Pa
     assert torch.equal(target.model.state_dict()[weight], network.state_dict()[weight])
 
 
+def test_inspect_builds_it_for_the_images_that_options_name(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["inspect", "--arch", f"hf:{saved('vit', tmp_path)}", "--json"]
+    assert main([*words, "--image-size", "16", "--num-classes", "5"]) == 0
+    other = json.loads(capsys.readouterr().out)
+    assert main(words) == 0
+    own = json.loads(capsys.readouterr().out)
+    heads = [
+        next(group["size"] for group in found["groups"] if group["name"] == "classifier")
+        for found in (other, own)
+    ]
+    assert heads == [5, 10]
+    assert other["macs"] > 2 * own["macs"]
+
+
 @pytest.mark.parametrize(
     "command", ["compare", pytest.param("apply", marks=pytest.mark.slow), "train"]
 )

@@ -4,7 +4,7 @@ import itertools
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prunegraph.methods.randomized.draw import (
@@ -86,6 +86,7 @@ def test_counts_are_exact_and_zeros_come_last(keep: int) -> None:
     assert largest(values, keep).sum() == keep
 
 
+@settings(deadline=None)  # its first call loads scipy.optimize
 @given(
     st.lists(st.tuples(st.floats(0.01, 100.0), st.integers(1, 400)), min_size=1, max_size=12),
     st.floats(0.0, 1.0),
