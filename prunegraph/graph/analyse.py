@@ -25,6 +25,7 @@ from prunegraph.core.seeding import seeded
 from prunegraph.core.task import ExampleInputs
 from prunegraph.graph.build import MODEL_INPUT, MODEL_OUTPUT
 from prunegraph.graph.copying import copy_network, drop_kept, hears_of_training, put_modes
+from prunegraph.graph.drawn import drawn_inputs, drawn_network, has_no_values
 from prunegraph.graph.graph import FrozenOp, StructureGraph
 from prunegraph.graph.proof.copies import check_copies, containers, entries
 from prunegraph.graph.proof.fixes import Fixes
@@ -102,9 +103,6 @@ def _check_finite(model: nn.Module) -> None:
     for name, tensor in itertools.chain(model.named_parameters(), model.named_buffers()):
         if is_lazy(tensor):
             msg = f"{name} has no shape yet: run the network once, which makes its lazy modules"
-            raise ModelError(msg)
-        if tensor.is_meta:
-            msg = f"{name} is on the meta device and holds no values: load the weights first"
             raise ModelError(msg)
     for name, tensor in model.named_parameters():
         _check_sound(name, tensor)
@@ -394,7 +392,8 @@ def analyse(
     The model is left as it was: parameters, buffers, hooks and training flags.
 
     Args:
-        model: any eager network; DDP and torch.compile wrappers are taken off.
+        model: any eager network; DDP and torch.compile wrappers are taken off. Weights, and
+            inputs, on the meta device are drawn when they are read: ``StructureGraph.proof``.
         example_inputs: what its forward takes: a tensor, a tuple, or a dict of keyword arguments.
         others: inputs whose forwards take other branches, so that their layers are pruned along;
             costs are those of ``example_inputs`` alone.
@@ -410,7 +409,12 @@ def analyse(
     _check_arguments(model, attention)
     model = unwrap(model)
     _check_plain(model)
-    _check_finite(model)
+    is_drawn = has_no_values(model)
+    if is_drawn:
+        model = drawn_network(model)
+        example_inputs, *others = (drawn_inputs(model, item) for item in (example_inputs, *others))
+    else:
+        _check_finite(model)
     model = _to_be_run(model)
     with state_kept(model), repeatable(model):
         recorder = _record_all(model, [example_inputs, *others], attention)
@@ -423,6 +427,7 @@ def analyse(
                 example_inputs = _to_prove_on(model, recorder, example_inputs)
             run = runner(example_inputs, *others)
             graph = fixes.resolve(run, lately=check_copies(model, run))
+        graph = replace(graph, proof="drawn weights" if is_drawn else "own weights")
     if not graph.free.any():
         reasons = "; ".join(dict.fromkeys(item.reason for item in graph.frozen_ops))
         msg = (

@@ -12,7 +12,7 @@ from torch.nn.utils.parametrize import is_parametrized
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from prunegraph.core.errors import ModelError
-from prunegraph.graph.late_weights import SMALL
+from prunegraph.graph.late_weights import SMALL, LateWeight
 from prunegraph.graph.trace.attribute_reads import is_custom
 from prunegraph.graph.trace.calls import tensors_in, written_by
 
@@ -66,7 +66,8 @@ def copy_network(
 def like(tensor: Tensor, data: Tensor) -> Tensor:
     """Return data as a parameter, where a tensor is one."""
     if isinstance(tensor, nn.Parameter):
-        return type(tensor)(data, requires_grad=tensor.requires_grad)
+        kind = nn.Parameter if isinstance(tensor, LateWeight) else type(tensor)
+        return kind(data, requires_grad=tensor.requires_grad)
     return data
 
 
@@ -108,7 +109,7 @@ class _Watch(TorchDispatchMode):
 
     def __init__(self, tensors: Iterable[Tensor]) -> None:
         super().__init__()
-        self._watched = {t.untyped_storage().data_ptr() for t in tensors if _is_strided(t)}
+        self._watched = {t.untyped_storage().data_ptr() for t in tensors if _has_memory(t)}
         self.seen = False
 
     def __torch_dispatch__(
@@ -119,7 +120,7 @@ class _Watch(TorchDispatchMode):
         if any(
             t.untyped_storage().data_ptr() in self._watched
             for t in written_by(func, args, kwargs)
-            if _is_strided(t)
+            if _has_memory(t)
         ):
             self.seen = True
             raise _WriteError
@@ -132,6 +133,10 @@ class _WriteError(RuntimeError):
 
 def _is_strided(tensor: Tensor) -> bool:
     return tensor.layout is torch.strided
+
+
+def _has_memory(tensor: Tensor) -> bool:
+    return _is_strided(tensor) and not isinstance(tensor, LateWeight)
 
 
 def _copy_module(module: nn.Module, memo: dict[int, object], plain: dict[type, bool]) -> nn.Module:

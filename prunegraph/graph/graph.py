@@ -10,7 +10,7 @@ import hashlib
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from torch import Tensor
@@ -163,20 +163,19 @@ class StructureGraph:
         gathers: path of each ``ChannelGather`` -> class ids of its input and output channels.
         attention: what a class of attention is, "head" or "width"; see ``analyse``.
         size_attributes: attributes of modules that surgery sets to the kept sizes.
-        means: path of a module -> class ids of each axis that it takes a mean over, and the axis,
-            counted from the end.
+        means: path of a module -> class ids of each axis of its means; the axis, from the end.
         cost_model: the exact costs.
         memory_model: the exact peak memory; None in a graph that comes from no recorded forward.
         latency_model: a prediction of the milliseconds of a forward; None until it is measured.
         summed: ``[N]`` True where an addition unites channels that different operations wrote:
             residual streams do, gates (products) do not.
-        divisors: parameters and buffers, no weights, that a masked network keeps, since it divides
-            by them.
+        divisors: parameters and buffers, no weights, by which a masked network divides: they stay.
         widths: numbers of units that alone may stay in a group, ascending, where not all may.
         origin: fingerprint of the structure as it was analysed, where a choice changed it.
         leaving: modules that leave with the last of their units (``with_depth``).
         numbered: attributes that number blocks, and the modules that have them.
         not_run: layers that no example ran, and that may read channels which can leave.
+        proof: with which weights trials found it right: its own, drawn ones (meta device), none.
     """
 
     num_units: int
@@ -200,6 +199,7 @@ class StructureGraph:
     leaving: tuple[Leaving, ...] = ()
     numbered: tuple[tuple[str, tuple[str, ...]], ...] = ()
     not_run: tuple[str, ...] = ()
+    proof: Literal["own weights", "drawn weights", "none"] = "none"
 
     @cached_property
     def dense_cost(self) -> Cost:

@@ -3,6 +3,7 @@
 So a pruned or masked copy needs the memory of one weight at a time, in any precision.
 """
 
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -30,6 +31,7 @@ class Change:
         cut: what is not kept leaves; False = it becomes zero.
         factors: ``[size]`` numbers for each of the first axes, by which the values are multiplied.
         dtype: the precision of the result.
+        seed: with which values are drawn where the source has none: it is on the meta device.
     """
 
     source: Tensor
@@ -37,6 +39,7 @@ class Change:
     cut: bool = False
     factors: tuple[Tensor, ...] = ()
     dtype: torch.dtype
+    seed: int = 0
 
     @property
     def shape(self) -> list[int]:
@@ -50,16 +53,31 @@ class Change:
         """Return how some rows are made, where none is cut."""
         keep = {axis: kept[index] if axis == 0 else kept for axis, kept in self.keep.items()}
         factors = tuple(by if axis else by[index] for axis, by in enumerate(self.factors))
-        return replace(self, source=self.source[index], keep=keep, factors=factors)
+        return replace(self, source=self._values()[index], keep=keep, factors=factors)
+
+    def _values(self) -> Tensor:
+        """Return the source, or what is drawn for it."""
+        return drawn(self.source, self.seed) if self.source.is_meta else self.source
 
     def made(self) -> Tensor:
         """Return the values, in memory of their own if they differ from the dense network's."""
-        made = cut(self.source, self.keep) if self.cut else silenced(self.source, self.keep)
+        source = self._values()
+        made = cut(source, self.keep) if self.cut else silenced(source, self.keep)
         for axis, by in enumerate(self.factors):
             by = by[self.keep[axis]] if self.cut and axis in self.keep else by
             by = by.view([-1 if other == axis else 1 for other in range(made.ndim)])
-            made = made * by if made is self.source else made.mul_(by)
+            made = made * by if made is source else made.mul_(by)
         return made.to(self.dtype)
+
+
+def drawn(tensor: Tensor, seed: int) -> Tensor:
+    """Return values that are drawn for a tensor: matrices keep the size of their inputs."""
+    generator = torch.Generator().manual_seed(seed)
+    fan_in = math.prod(tensor.shape[1:])
+    between = (0.5, 1.5) if fan_in == 1 else (-((3 / fan_in) ** 0.5), (3 / fan_in) ** 0.5)
+    kind = torch.float64 if tensor.dtype is torch.float64 else torch.float32
+    made = torch.empty(tensor.shape, dtype=kind).uniform_(*between, generator=generator)
+    return made.to(tensor.dtype)
 
 
 def cut(data: Tensor, keep: Mapping[int, Tensor]) -> Tensor:
@@ -93,9 +111,8 @@ class LateWeight(Tensor):
     @staticmethod
     def __new__(cls, change: Change) -> "LateWeight":
         """Return the weight that a change makes."""
-        made = Tensor._make_wrapper_subclass(
-            cls, change.shape, dtype=change.dtype, device=change.source.device
-        )
+        device = torch.device("cpu") if change.source.is_meta else change.source.device
+        made = Tensor._make_wrapper_subclass(cls, change.shape, dtype=change.dtype, device=device)
         made.change = change
         return made
 
@@ -131,11 +148,18 @@ def late(tensor: Tensor, change: Change) -> nn.Parameter:
 def can_be_late(tensor: Tensor) -> bool:
     """Return whether a tensor is a plain, large parameter: small ones may be counters."""
     return (
-        type(tensor) is nn.Parameter
+        type(tensor) in (nn.Parameter, LateWeight)
         and tensor.numel() > SMALL
         and tensor.layout is torch.strided
         and tensor.is_contiguous()
     )
+
+
+def change_of(tensor: Tensor) -> Change:
+    """Return how a parameter is made: as it is, if it is no late one."""
+    if isinstance(tensor, LateWeight):
+        return tensor.change
+    return Change(source=tensor.detach(), dtype=tensor.dtype)
 
 
 @contextmanager
@@ -161,10 +185,8 @@ def cast_network(network: nn.Module, dtype: torch.dtype, *, lately: bool) -> Non
     def cast_one(item: Tensor) -> Tensor:
         if not item.is_floating_point():
             return item
-        if isinstance(item, LateWeight):
-            return LateWeight(replace(item.change, dtype=dtype))
         if lately and can_be_late(item):
-            return LateWeight(Change(source=item.detach(), dtype=dtype))
+            return LateWeight(replace(change_of(item), dtype=dtype))
         return item.to(dtype)
 
     with _new_parameters():

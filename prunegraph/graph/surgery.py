@@ -22,7 +22,7 @@ from prunegraph.graph.branches import fill_empty, without_branches
 from prunegraph.graph.channel_gather import ZERO_CHANNEL, ChannelGather
 from prunegraph.graph.copying import copy_network, drop_kept, like
 from prunegraph.graph.graph import Place, StructureGraph
-from prunegraph.graph.late_weights import Change, LateWeight, can_be_late, cut, late
+from prunegraph.graph.late_weights import LateWeight, can_be_late, change_of, cut, late
 from prunegraph.graph.masked_norm import MaskedNorm, mean_over_kept
 from prunegraph.graph.module_sizes import (
     fix_module_sizes,
@@ -343,8 +343,7 @@ def _late_or(
     def make(tensor: Tensor, keep: Keep) -> Tensor:
         if not can_be_late(tensor):
             return now(tensor, keep)
-        change = Change(source=tensor.detach(), keep=keep, cut=cut, dtype=tensor.dtype)
-        return late(tensor, change)
+        return late(tensor, replace(change_of(tensor), keep=keep, cut=cut))
 
     return make
 

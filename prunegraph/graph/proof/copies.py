@@ -11,7 +11,7 @@ from torch import nn
 
 from prunegraph.core.errors import ModelError, first_line
 from prunegraph.graph.copying import can_share, copy_network
-from prunegraph.graph.late_weights import Change, can_be_late, late
+from prunegraph.graph.late_weights import can_be_late, change_of, late
 from prunegraph.graph.proof.subjects import ERRORS, Forward
 from prunegraph.graph.trace.calls import WatchedCalls, tensors_in
 
@@ -60,9 +60,7 @@ def check_copies(model: nn.Module, run: Forward) -> bool:
 def _late_copy(model: nn.Module) -> nn.Module:
     """Return a copy whose large weights are made when they are read."""
     memo = {
-        id(item): late(item, Change(source=item.detach(), dtype=item.dtype))
-        for item in model.parameters()
-        if can_be_late(item)
+        id(item): late(item, change_of(item)) for item in model.parameters() if can_be_late(item)
     }
     return copy_network(model, memo, share=True)
 
