@@ -226,7 +226,7 @@ def unseen_net():
 @pytest.mark.parametrize("command", ["train", "compare", "apply"])
 @pytest.mark.parametrize(
     ("factory", "message"),
-    [("tuple_net", "returns tuple in training mode"), ("unseen_net", "pruned, fails (")],
+    [("tuple_net", "logits [images, classes] in training mode"), ("unseen_net", "pruned, fails (")],
 )
 def test_a_forward_that_differs_in_training_mode_is_found_before_the_search(
     factory: str,
