@@ -246,16 +246,15 @@ def run_rows(options: argparse.Namespace, config: TrainConfig) -> None:
 
 def run_quick(options: argparse.Namespace, config: TrainConfig) -> str:
     """Return in Markdown how the policies' masks diverge beside the best prior's; write all."""
-    catalogue, policies = Catalogue(config), {path.name: path for path in options.policies}
-    trained = {name: find_policy(path) for name, path in policies.items()}
+    catalogue = Catalogue(config)
+    policies = {path.name: find_policy(path) for path in options.policies}
     found: dict[str, dict[str, list[float]]] = {f"{share:g}": {} for share in options.at}
     for path in catalogue.part(options.part)[: options.first]:
-        context = _context(catalogue, path, config)
-        for share, rows in found.items():
-            budget = Budget(keep_macs=float(share))
-            subject = Subject(quick_problem(context, budget))
+        budgets = [Budget(keep_macs=float(share)) for share in found]
+        subject = Subject(quick_problem(_context(catalogue, path, config), budgets[0]))
+        for budget, rows in zip(budgets, found.values(), strict=True):
             masks = [subject.problem.project(subject.prior(budget).scores, budget)]
-            masks += [subject.mask(policy, budget) for policy in trained.values()]
+            masks += [subject.mask(policy, budget) for policy in policies.values()]
             outcomes = subject.problem.evaluator.evaluate_all(masks)
             rows[path.stem] = [outcome.kl or 0.0 for outcome in outcomes]
     write_json(options.out, {"rows": ["best prior", *policies], "divergence": found})

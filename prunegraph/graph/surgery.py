@@ -22,7 +22,14 @@ from prunegraph.graph.branches import fill_empty, without_branches
 from prunegraph.graph.channel_gather import ZERO_CHANNEL, ChannelGather
 from prunegraph.graph.copying import copy_network, drop_kept, like
 from prunegraph.graph.graph import Place, StructureGraph
-from prunegraph.graph.late_weights import LateWeight, can_be_late, change_of, cut, late
+from prunegraph.graph.late_weights import (
+    LateWeight,
+    can_be_late,
+    change_of,
+    cut,
+    late,
+    silenced,
+)
 from prunegraph.graph.masked_norm import MaskedNorm, mean_over_kept
 from prunegraph.graph.module_sizes import (
     fix_module_sizes,
@@ -329,10 +336,8 @@ def take(tensor: Tensor, keep: Mapping[int, Tensor]) -> Tensor:
 
 def _zero(tensor: Tensor, keep: Mapping[int, Tensor]) -> Tensor:
     """Return a new tensor with zeros at the removed positions."""
-    data = tensor.detach().clone()
-    for axis, kept in keep.items():
-        data.index_fill_(axis, (~kept).nonzero().flatten(), 0)
-    return like(tensor, data)
+    data = tensor.detach()
+    return like(tensor, silenced(data, keep) if keep else data.clone())
 
 
 def _late_or(

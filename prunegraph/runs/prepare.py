@@ -41,6 +41,7 @@ from prunegraph.runs.options.config import (
 )
 from prunegraph.runs.parallel.machine import is_out_of_memory
 from prunegraph.runs.target import Target
+from prunegraph.tasks.outputs import logits_in
 from prunegraph.training.lora import peft_library
 
 DEFAULT_ARCH = "digits_resnet"
@@ -242,7 +243,7 @@ def check_outputs(arch: str, model: nn.Module, example_inputs: Tensor, num_class
     """Raise ModelError if the network fails, or does not give one logit a class."""
     try:
         with torch.no_grad():
-            outputs: Any = model(example_inputs)
+            outputs = logits_in(model(example_inputs))
     except Exception as error:  # a forward may fail in any way
         if is_out_of_memory(error):
             raise
@@ -251,7 +252,6 @@ def check_outputs(arch: str, model: nn.Module, example_inputs: Tensor, num_class
             f"{one_line(error)}: build it for such images, or give others (--image-size, --dataset)"
         )
         raise ModelError(msg) from error
-    outputs = getattr(outputs, "logits", outputs)  # of transformers
     if not isinstance(outputs, Tensor) or outputs.shape != (1, num_classes):
         shape = list(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
         msg = (

@@ -18,7 +18,7 @@ from prunegraph.graph.trace.calls import tensors_in
 from prunegraph.tasks.base import SplitTask
 from prunegraph.tasks.batches import ready_split
 from prunegraph.tasks.classification import place_images
-from prunegraph.tasks.outputs import loss_and_outputs
+from prunegraph.tasks.outputs import logits_in, loss_and_outputs
 
 CUSTOM_LOSS = "give your own as loss="
 """What to do where the default one does not fit."""
@@ -219,11 +219,10 @@ def cross_entropy(network: nn.Module, batch: Any) -> Tensor:
         raise DataError(msg)
     inputs, labels = pair
     try:
-        outputs = network(_placed(inputs, network))
+        logits = logits_in(network(_placed(inputs, network)))
     except RuntimeError as error:
         msg = f"the network fails on train inputs of {list(inputs.shape)}: {first_line(error)}"
         raise DataError(msg) from error
-    logits = getattr(outputs, "logits", outputs)  # of transformers
     if not isinstance(logits, Tensor):
         msg = f"{type(network).__name__} returns {type(logits).__name__}, not logits: {CUSTOM_LOSS}"
         raise ModelError(msg)

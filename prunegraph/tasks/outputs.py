@@ -25,6 +25,14 @@ def loss_and_outputs(
         handle.remove()
 
 
+def logits_in(outputs: Any) -> Any:
+    """Return what a network returns, or the logits that an object of transformers holds.
+
+    A tuple stays one: that of a network with auxiliary outputs has logits in training alone.
+    """
+    return outputs if isinstance(outputs, tuple) else getattr(outputs, "logits", outputs)
+
+
 def class_logits(outputs: Any, rows: str = "images", advice: str = "") -> Tensor:
     """Return the logits ``[rows, classes]`` in what a classifier returns.
 
@@ -36,8 +44,7 @@ def class_logits(outputs: Any, rows: str = "images", advice: str = "") -> Tensor
     Raises:
         ModelError: there are none.
     """
-    # a tuple of a network with auxiliary outputs has them in training alone
-    found = outputs if isinstance(outputs, tuple) else getattr(outputs, "logits", outputs)
+    found = logits_in(outputs)
     if isinstance(found, Tensor) and found.ndim == 2:
         return found
     what = f"shape {list(found.shape)}" if isinstance(found, Tensor) else type(found).__name__
