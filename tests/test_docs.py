@@ -58,6 +58,8 @@ TINY = {
     "workers": 1,
 }
 """Option -> value that keeps a command to a few seconds."""
+FEWER = {"--rounds": "2", "--randomized.candidates": "2", "--randomized.steps": "5"}
+"""The same for options of single methods, where a page gives them."""
 
 
 BENCHMARK_PACKAGES = {
@@ -111,6 +113,7 @@ def tiny(arguments: Sequence[str]) -> list[str]:
     if trains and not others & set(arguments):
         sizes["pretrain_epochs"] = TINY["epochs"]
     options = [(f"--{name.replace('_', '-')}", str(value)) for name, value in sizes.items()]
+    options += [(name, value) for name, value in FEWER.items() if name in arguments]
     return [*arguments, *(word for option in options for word in option)]
 
 

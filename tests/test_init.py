@@ -52,8 +52,12 @@ def test_ctrl_c_while_loading_gives_one_line(command: str, loaded: str) -> None:
 )
 def test_a_signal_ends_a_command_with_one_line(number: signal.Signals, tmp_path: Path) -> None:
     words = ["pretrain", "--arch", "digits_resnet8_w4", "--epochs", "100000", "--out", "net"]
+    code = (
+        "import runpy; from prunegraph.core import console; console.PLAIN_INTERVAL = 0.1; "
+        "runpy.run_module('prunegraph', run_name='__main__')"
+    )
     process = subprocess.Popen(
-        [sys.executable, "-m", "prunegraph", *words],
+        [sys.executable, "-c", code, *words],
         cwd=tmp_path,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

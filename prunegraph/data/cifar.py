@@ -5,11 +5,13 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torchvision.datasets import CIFAR10, CIFAR100
 
 from prunegraph.core.errors import DataError
+from prunegraph.core.extras import Late
 
-READERS = {"cifar10": CIFAR10, "cifar100": CIFAR100}
+datasets = Late("torchvision.datasets")
+READERS = {"cifar10": "CIFAR10", "cifar100": "CIFAR100"}
+"""Data set -> class of torchvision that reads it."""
 
 
 def cache_dir() -> Path:
@@ -24,7 +26,7 @@ def find_download(name: str, data_dir: Path | None) -> Path | None:
     """Return the torchvision root if ``data_dir`` holds, or is, a torchvision download."""
     if data_dir is None or name not in READERS:
         return None
-    base = READERS[name].base_folder
+    base = getattr(datasets, READERS[name]).base_folder
     if data_dir.name == base and data_dir.is_dir():
         return data_dir.parent
     return data_dir if (data_dir / base).is_dir() else None
@@ -50,9 +52,8 @@ def read_cifar(
     folder = root or cache_dir() / name
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        parts = [
-            READERS[name](folder, train=train, download=root is None) for train in (True, False)
-        ]
+        read = getattr(datasets, READERS[name])
+        parts = [read(folder, train=train, download=root is None) for train in (True, False)]
     except (OSError, RuntimeError, EOFError) as error:
         what = "cannot be read" if root else "cannot be downloaded"
         msg = (

@@ -5,10 +5,10 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-import torchvision
 from torch import nn
 
 from prunegraph.core.errors import ModelError, one_line, suggest
+from prunegraph.core.extras import Late
 from prunegraph.core.user_code import (
     HF_PREFIX,
     LIBRARIES,
@@ -31,6 +31,8 @@ from prunegraph.models.random_family import PATTERN as RANDOM_PATTERN
 from prunegraph.models.random_family import random_classifier
 from prunegraph.models.resnet import CifarResNet
 from prunegraph.models.vgg import VGG16
+
+torchvision = Late("torchvision")
 
 CIFAR_RESNETS = ("resnet20", "resnet32", "resnet44", "resnet56", "resnet110")
 KNOWN_MODELS = (*CIFAR_RESNETS, "vgg16_bn", "mobilenetv2", "digits_resnet")

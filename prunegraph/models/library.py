@@ -11,14 +11,15 @@ from typing import Any
 from urllib.parse import urlparse
 
 import torch
-import torchvision
 from torch import nn
 
 from prunegraph.core.errors import ModelError, nearest, one_line
-from prunegraph.core.extras import needed
+from prunegraph.core.extras import Late, needed
 from prunegraph.core.user_code import HF_PREFIX, TIMM_PREFIX, TORCHVISION_PREFIX
 from prunegraph.models.pretrained import images_of, load_pretrained, read_config, transformers
 from prunegraph.models.weights import WeightsInfo, load_weights
+
+torchvision = Late("torchvision")
 
 NEEDED = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
 """Files of a repository that are fetched: weights, config, tokenizer."""

@@ -329,7 +329,7 @@ class _Training:
             skip=done.step,
         )
         shared = nullcontext() if self.ranks is None else SharedBatchNorm()
-        with self._seeded(epoch), shared, SoundConvolutions():
+        with self._seeded(epoch), shared:
             self._restore_generators()
             for batch in islice(batches, self.steps_per_epoch - done.step):
                 done.total += self._step(epoch, done.step, batch)
@@ -360,18 +360,19 @@ class _Training:
             drawn = self._derived_seed(epoch, f"subnet {step}")
             part = self.subnets.cut(unwrap(self.model), drawn)
             network = part.model
-        loss = self._loss(network, self.task.place(batch, network))
-        value = float(loss.detach() if self.ranks is None else self.ranks.mean(loss, weight))
-        if not math.isfinite(value):
-            msg = (
-                f"the training loss is {value} in epoch {epoch + 1}, step {step + 1}: lower the "
-                f"learning rate, now {self.config.learning_rate:g}, or check the weights"
-            )
-            raise PruneGraphError(msg)
-        self.optimizer.zero_grad(set_to_none=True)
-        if self.ranks is not None:
-            loss = loss * (weight * self.ranks.size)  # the ranks' gradients are averaged
-        loss.backward()
+        with SoundConvolutions():
+            loss = self._loss(network, self.task.place(batch, network))
+            value = float(loss.detach() if self.ranks is None else self.ranks.mean(loss, weight))
+            if not math.isfinite(value):
+                msg = (
+                    f"the training loss is {value} in epoch {epoch + 1}, step {step + 1}: lower "
+                    f"the learning rate, now {self.config.learning_rate:g}, or check the weights"
+                )
+                raise PruneGraphError(msg)
+            self.optimizer.zero_grad(set_to_none=True)
+            if self.ranks is not None:
+                loss = loss * (weight * self.ranks.size)  # the ranks' gradients are averaged
+            loss.backward()  # here as well, for layers that are computed anew
         if part is not None:
             part.hand_back()
             if self.ranks is not None:  # parts are not wrapped

@@ -1,4 +1,5 @@
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from urllib.error import URLError
 
@@ -28,7 +29,7 @@ class FakeCifar:
 @pytest.fixture
 def fake(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> type[FakeCifar]:
     FakeCifar.calls = []
-    monkeypatch.setattr(cifar, "READERS", {"cifar10": FakeCifar})
+    monkeypatch.setattr(cifar, "datasets", SimpleNamespace(CIFAR10=FakeCifar))
     monkeypatch.setenv("PRUNEGRAPH_CACHE", str(tmp_path / "cache"))
     return FakeCifar
 

@@ -20,7 +20,7 @@ from hypothesis import settings
 from prunegraph.artefacts.pruned import MASK_FILE, checksum
 from prunegraph.cli.main import main
 
-settings.register_profile("hostile", max_examples=200, derandomize=True, database=None)
+settings.register_profile("hostile", max_examples=100, derandomize=True, database=None)
 settings.register_profile(
     "endurance", max_examples=int(os.environ.get("PRUNEGRAPH_FILES", "10000")), database=None
 )

@@ -144,12 +144,12 @@ def without_times(value: Any) -> Any:
     return value
 
 
-SEARCHES = ("slimmable", "adapt", "language")
+SEARCHES = ("slimmable", "train", "adapt", "compare", "language")
 SYSTEMS = ("federation", "blocks", "pathways", "randomized")
 OTHERS = [pytest.param(name, marks=pytest.mark.slow) for name in (*SEARCHES, *SYSTEMS)]
 
 
-@pytest.mark.parametrize("command", ["pretrain", "train", "apply", "compare", *OTHERS])
+@pytest.mark.parametrize("command", ["pretrain", "apply", *OTHERS])
 def test_a_killed_command_goes_on_to_the_same_result(
     command: str, commands: dict[str, list[str]], run: Run, tmp_path: Path
 ) -> None:

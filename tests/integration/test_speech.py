@@ -25,6 +25,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     model = build_recogniser(features=8, tokens=41, **PROXY_SIZES)
     save_weights(model, weights, WeightsInfo(arch="recogniser"))
     options = ["--pathways.epochs", "1", "--sparsity", "0.9", "--weights", str(weights)]
+    options += ["--threads", "1"]
     with drawn():
         assert main(["prune", "pathways", *DATA, *options, "--out", str(folder / "run")]) == 0
     return folder / "run"
@@ -88,7 +89,7 @@ def test_whisper_and_recordings_from_the_command_line(
     words = ["--task", "speech_recognition", "--data-dir", str(pack(tmp_path / "speech"))]
     words += ["--weights", str(save_whisper(tmp_path / "whisper", bands=80)), "--sparsity", "0.5"]
     options = ["--pathways.epochs", "1", "--pathways.batch-size", "2", "--pathways.every", "1"]
-    options += ["--finetune-epochs", "1", "--batch-size", "2"]
+    options += ["--finetune-epochs", "1", "--batch-size", "2", "--threads", "1"]
     assert main(["prune", "pathways", *words, *options, "--out", str(tmp_path / "run")]) == 0
     assert main(["verify", str(tmp_path / "run")]) == 0
     assert (tmp_path / "run" / "pruned" / "config.json").is_file()

@@ -149,14 +149,14 @@ def test_a_network_of_two_inputs_and_no_classes_is_searched(trained: Any) -> Non
         task,
         AgentSearch(options=SHORT),
         HALF,
-        networks=64,
+        networks=40,
         progress=lambda networks, words: said.append((networks, words)),
     )
     assert {"mean", "spread"} == result.model(*task.example_inputs).keys()
     assert result.report["dense"]["score"] == Counted(trained[1][-1])(task.model)
     assert said[-1][0] > said[0][0]
     assert "mean score" in said[0][1]
-    again = pg.prune(task, AgentSearch(options=SHORT), HALF, networks=64)
+    again = pg.prune(task, AgentSearch(options=SHORT), HALF, networks=40)
     assert again.mask == result.mask
     assert again.report == result.report
 
@@ -333,7 +333,7 @@ def test_a_search_from_a_policy_beats_what_the_policy_decides_alone() -> None:
     )
     task = pg.tasks.image_classification(model.eval(), train=digits.train, search=digits.search)
     alone = pg.prune(task, "policy:resnet-cifar", HALF)
-    found = pg.prune(task, AgentSearch(policy="resnet-cifar"), HALF, networks=64)
+    found = pg.prune(task, AgentSearch(policy="resnet-cifar"), HALF, networks=42)
     assert found.report["pruned"]["score"] >= alone.report["pruned"]["score"]
     assert alone.report["pruned"]["score"] == evaluate(alone.model, digits.search).accuracy
     assert alone.report["strength"] in (0.0, 0.5, 1.0)
