@@ -43,8 +43,8 @@ PAGES = [
 ]
 OURS = re.compile(r"^(prunegraph|python )", re.M)
 TINY = {
-    "networks": 30,
-    "agent.update_size": 4,
+    "networks": 28,
+    "agent.update_size": 2,
     "agent.surrogate_steps": 2,
     "agent.distill_steps": 1,
     "agent.subset": 64,
@@ -107,7 +107,7 @@ def tiny(arguments: Sequence[str]) -> list[str]:
     names = option_names(load(COMMANDS[arguments[0]].options))
     sizes = {name: value for name, value in TINY.items() if name in names}
     if "--budgets" in arguments:
-        sizes["networks"] = 40  # each cell of a family has its own starts
+        sizes["networks"] = 37  # each cell of a family has its own starts
     others = {"--weights", "--config"}  # trained before
     trains = arguments[0] != "inspect" and "pretrain_epochs" in names
     if trains and not others & set(arguments):

@@ -25,7 +25,7 @@ from prunegraph.models.recogniser import PROXY_SIZES, build_recogniser
 from support.drawing import drawn
 from support.sentences import save_encoder, tiny_encoder, write_table
 
-KILLS = int(os.environ.get("PRUNEGRAPH_KILLS", "3"))
+KILLS = int(os.environ.get("PRUNEGRAPH_KILLS", "2"))
 KILLS_A_RUN = 3
 TIMES = {"files", "report", "latency_ms", "seconds", "evaluation_seconds"}
 """Keys of a report or summary that hold times or digests of what holds them."""
