@@ -153,7 +153,10 @@ def read_tokens(text: Text, encode: Encode | None, what: str) -> Tensor:
     if isinstance(text, np.ndarray):
         return _checked_array(text, what)
     if encode is None:
-        msg = f"{what} is a text and there is no tokenizer: give tokenizer=, or an array of tokens"
+        msg = (
+            f"{what} is a text and there is no tokenizer: give tokenizer=, a network's folder "
+            "that holds one, or tokens, as an array or a .npy file"
+        )
         raise DataError(msg)
     found = read_text(text, what)
     return torch.tensor(encode(found), dtype=torch.int64)
