@@ -270,6 +270,35 @@ def test_a_scale_that_hardly_shows_before_training_is_found() -> None:
     assert_masked_equals_pruned(model, graph, graph.mask(keep), x)
 
 
+class Narrow(nn.Module):
+    """Attention of one head whose scale follows its width, in a stream of so few channels."""
+
+    def __init__(self, channels: int, width: int = 4) -> None:
+        super().__init__()
+        self.stem, self.norm = nn.Linear(3, channels), nn.LayerNorm(channels)
+        self.query, self.key, self.value = (nn.Linear(channels, width) for _ in range(3))
+        self.out, self.last = nn.Linear(width, channels), nn.LayerNorm(channels)
+        self.head, self.width = nn.Linear(channels, 5), width
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        y = self.norm(x)
+        scores = self.query(y) @ self.key(y).transpose(-2, -1) * self.width**-0.5
+        return self.head(self.last(x + self.out(scores.softmax(-1) @ self.value(y))))
+
+
+@pytest.mark.parametrize("channels", [2, 3, 4, 8])
+def test_a_stream_so_narrow_that_norms_hide_the_rest_hides_nothing(channels: int) -> None:
+    torch.manual_seed(0)
+    model, example = Narrow(channels).eval(), torch.randn(2, 6, 3)
+    graph = analyse(model, example)
+    (group,) = [each for each in graph.groups if each.name == "query"]
+    if group.frozen is None:
+        keep = np.ones(graph.num_units, dtype=bool)
+        keep[group.units[1:]] = False
+        assert_masked_equals_pruned(model, graph, graph.mask(keep), example)
+
+
 class Shared(nn.Module):
     """One size for two widths: of queries and keys, and of values."""
 

@@ -46,6 +46,11 @@ DIFFERS = "the pruned forward computes something else than the masked one"
 BOLD_ROUND, LEAST_ROUND = 1, 3
 """In which weights are those, and in which each group keeps its minimum alone, see ``_parts``."""
 
+NARROW = 4
+"""Of a residual stream of no more channels, rounds leave one or two, of which a layer norm makes
+constants or signs: errors in what reads it may not show. One more round keeps such streams whole.
+"""
+
 Parts = list[tuple[Group, IntArray]]
 """Groups, each with the units of it to remove."""
 
@@ -95,6 +100,12 @@ def _parts(groups: list[Group], rng: np.random.Generator) -> list[tuple[IntArray
         last, same = in_order[size - removable :], in_order[most:]
         parts.append((units[:first], units[first:][:removable], in_order[:third], last, same))
     return parts
+
+
+def _is_narrow_stream(graph: StructureGraph, group: Group) -> bool:
+    """Return whether a group is a sum to which each layer gives ``NARROW`` or fewer channels."""
+    few = len(group.units) <= NARROW and bool(graph.summed[group.units].any())
+    return few and all(np.isin(op.out_units, group.units).sum() <= NARROW for op in graph.ops)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -323,11 +334,18 @@ class Trial:
         parts = _parts(groups, rng)
         self.least = False
         differ = len({group.min_keep for group in groups}) > 1
-        for number in range(LEAST_ROUND + 1 + differ if groups else 0):
+        rounds: list[Parts] = [
+            [(group, lost[number]) for group, lost in zip(groups, parts, strict=True)]
+            for number in range(LEAST_ROUND + 1 + differ if groups else 0)
+        ]
+        others = [part for part in (rounds or [[]])[0] if not _is_narrow_stream(graph, part[0])]
+        if 0 < len(others) < len(groups):
+            rounds.append(others)
+        for number, removed in enumerate(rounds):
             self.least, self._training = number == LEAST_ROUND, None if number else training
             self._bold = bold if number == BOLD_ROUND else None
             self._keep = np.ones(graph.num_units, dtype=bool)
-            self._parts = [(group, lost[number]) for group, lost in zip(groups, parts, strict=True)]
+            self._parts = removed
             self.failure = self._try(self._parts)
             if self.failure is not None:
                 break
