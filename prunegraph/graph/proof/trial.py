@@ -338,7 +338,11 @@ class Trial:
             [(group, lost[number]) for group, lost in zip(groups, parts, strict=True)]
             for number in range(LEAST_ROUND + 1 + differ if groups else 0)
         ]
-        others = [part for part in (rounds or [[]])[0] if not _is_narrow_stream(graph, part[0])]
+        others = [
+            (group, lost[0])
+            for group, lost in zip(groups, parts, strict=True)
+            if not _is_narrow_stream(graph, group)
+        ]
         if 0 < len(others) < len(groups):
             rounds.append(others)
         for number, removed in enumerate(rounds):
