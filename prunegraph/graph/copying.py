@@ -163,9 +163,16 @@ def _copy_module(module: nn.Module, memo: dict[int, object], plain: dict[type, b
             state[name] = value
         elif held in CONTAINERS and not value:
             state[name] = memo.setdefault(id(value), held())
+        elif held is tuple and all(type(item) in ATOMS for item in value):
+            state[name] = value
         elif name == "_modules":
             state[name] = {
                 key: None if each is None else _copy_module(each, memo, plain)
+                for key, each in value.items()
+            }
+        elif name in ("_parameters", "_buffers"):
+            state[name] = {
+                key: memo[id(each)] if id(each) in memo else copy.deepcopy(each, memo)
                 for key, each in value.items()
             }
         else:
@@ -187,7 +194,9 @@ def _detached(model: nn.Module) -> dict[int, object]:
         value
         for module in model.modules()
         for name, value in vars(module).items()
-        if value is not None and name != "_modules" and (type(value) not in CONTAINERS or value)
+        if type(value) not in ATOMS
+        and name != "_modules"
+        and (type(value) not in CONTAINERS or value)
     ]
     return {id(tensor): tensor.detach() for tensor in tensors_in(held) if not tensor.is_leaf}
 

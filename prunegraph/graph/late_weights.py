@@ -134,10 +134,14 @@ class LateWeight(Tensor):
             if not (change.cut and 0 in change.keep) and args[1].numel() < len(change.source):
                 found, places = args[1].unique(return_inverse=True)
                 return func(change.rows(found).made(), places)
-        if any(isinstance(item, tuple | list) for item in args) or kwargs:
+        if kwargs or any(_holds_tensors(item) for item in args):
             args, kwargs = tree_map_only(cls, lambda item: item.change.made(), (args, kwargs))
             return func(*args, **kwargs)
         return func(*(item.change.made() if isinstance(item, cls) else item for item in args))
+
+
+def _holds_tensors(item: object) -> bool:
+    return isinstance(item, tuple | list) and any(isinstance(each, Tensor) for each in item)
 
 
 def late(tensor: Tensor, change: Change) -> nn.Parameter:

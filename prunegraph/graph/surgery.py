@@ -6,7 +6,7 @@ example inputs and the optimizer.
 """
 
 import copy
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -233,7 +233,7 @@ def zero_mask(
         SurgeryError: the graph is not of this network.
     """
     plans = slice_plans(model, graph, mask)
-    tensors = _stored(model)
+    tensors = _stored(model, graph.divisors)
     divisors = {id(tensors.get(name)) for name in graph.divisors}
     made = _late_or(_zero, cut=False) if lately else _zero
     memo = {k: made(p.tensor, p.keep) for k, p in plans.items() if k not in divisors}
@@ -266,9 +266,12 @@ def zero_mask(
     return silent
 
 
-def _stored(model: nn.Module) -> dict[str, Tensor]:
-    """Return what a structure graph may name: parameters, buffers, tensors that are attributes."""
-    return dict([*model.named_parameters(remove_duplicate=False), *constants(model)])
+def _stored(model: nn.Module, names: Iterable[str]) -> dict[str, Tensor]:
+    """Return the parameters and, if a name is of none, buffers and tensors that are attributes."""
+    stored: dict[str, Tensor] = dict(model.named_parameters(remove_duplicate=False))
+    if not stored.keys() >= set(names):
+        stored.update(constants(model))
+    return stored
 
 
 def slice_plans(model: nn.Module, graph: StructureGraph, mask: ChannelMask) -> dict[int, SlicePlan]:
@@ -279,7 +282,7 @@ def slice_plans(model: nn.Module, graph: StructureGraph, mask: ChannelMask) -> d
         SurgeryError: the graph is not of this network.
     """
     _check_mask(graph, mask)
-    tensors = _stored(model)
+    tensors = _stored(model, graph.param_units)
     plans: dict[int, SlicePlan] = {}
     for name, axes in graph.param_units.items():
         tensor = tensors.get(name)
@@ -295,9 +298,9 @@ def slice_plans(model: nn.Module, graph: StructureGraph, mask: ChannelMask) -> d
                     f"{units.size} at axis {axis}: it is of another network"
                 )
                 raise SurgeryError(msg)
-            keep = torch.from_numpy(mask.keep[units])
-            if not bool(keep.all()):
-                _add_axis(plans, name, tensor, axis, keep.to(tensor.device))
+            keep = mask.keep[units]
+            if not keep.all():
+                _add_axis(plans, name, tensor, axis, torch.from_numpy(keep).to(tensor.device))
     return plans
 
 
@@ -307,7 +310,7 @@ def _add_axis(
     """Add one axis to a tensor's plan; a tensor known by two names must be treated alike."""
     plan = plans.setdefault(id(tensor), SlicePlan(tensor, {}))
     known = plan.keep.setdefault(axis, keep)
-    if not torch.equal(known, keep):
+    if known is not keep and not torch.equal(known, keep):
         msg = f"{name} is shared, and its names disagree on which channels of axis {axis} stay"
         raise SurgeryError(msg)
 
