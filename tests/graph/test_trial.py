@@ -299,6 +299,33 @@ def test_a_stream_so_narrow_that_norms_hide_the_rest_hides_nothing(channels: int
         assert_masked_equals_pruned(model, graph, graph.mask(keep), example)
 
 
+class Neck(nn.Module):
+    """Attention whose scale follows its width, read by a normalised neck of so few channels."""
+
+    def __init__(self, channels: int, width: int = 4) -> None:
+        super().__init__()
+        self.query, self.key, self.value = (nn.Linear(3, width) for _ in range(3))
+        self.neck, self.norm = nn.Linear(width, channels), nn.LayerNorm(channels)
+        self.head, self.width = nn.Linear(channels, 5), width
+
+    def forward(self, x: Tensor) -> Tensor:
+        scores = self.query(x) @ self.key(x).transpose(-2, -1) * self.width**-0.5
+        return self.head(self.norm(self.neck(scores.softmax(-1) @ self.value(x))).relu())
+
+
+@pytest.mark.parametrize("channels", [3, 4, 8])
+def test_a_neck_so_narrow_that_its_norm_hides_the_rest_hides_nothing(channels: int) -> None:
+    for seed in range(4):
+        torch.manual_seed(seed)
+        model, example = Neck(channels).eval(), torch.randn(2, 6, 3)
+        graph = analyse(model, example)
+        (group,) = [each for each in graph.groups if each.name == "query"]
+        if group.frozen is None:
+            keep = np.ones(graph.num_units, dtype=bool)
+            keep[group.units[1:]] = False
+            assert_masked_equals_pruned(model, graph, graph.mask(keep), example)
+
+
 class Shared(nn.Module):
     """One size for two widths: of queries and keys, and of values."""
 

@@ -46,9 +46,9 @@ DIFFERS = "the pruned forward computes something else than the masked one"
 BOLD_ROUND, LEAST_ROUND = 1, 3
 """In which weights are those, and in which each group keeps its minimum alone, see ``_parts``."""
 
-NARROW = 4
-"""Of a residual stream of no more channels, rounds leave one or two, of which a layer norm makes
-constants or signs: errors in what reads it may not show. One more round keeps such streams whole.
+NARROW = 8
+"""Of so few channels, rounds leave one or two, of which a norm over them makes constants or signs:
+errors in what comes before may not show. One more round keeps such channels whole.
 """
 
 Parts = list[tuple[Group, IntArray]]
@@ -102,10 +102,20 @@ def _parts(groups: list[Group], rng: np.random.Generator) -> list[tuple[IntArray
     return parts
 
 
-def _is_narrow_stream(graph: StructureGraph, group: Group) -> bool:
-    """Return whether a group is a sum to which each layer gives ``NARROW`` or fewer channels."""
-    few = len(group.units) <= NARROW and bool(graph.summed[group.units].any())
-    return few and all(np.isin(op.out_units, group.units).sum() <= NARROW for op in graph.ops)
+def _narrow_units(model: nn.Module, graph: StructureGraph) -> IntArray:
+    """Return the units of the axes of ``NARROW`` or fewer channels that are normalised."""
+    axes = [units for means in graph.means.values() for units, _ in means]
+    for path, module in model.named_modules(remove_duplicate=False):
+        if isinstance(module, nn.LayerNorm | nn.RMSNorm | nn.GroupNorm):
+            axes += graph.param_units.get(f"{path}.weight", {}).values()
+    return np.concatenate([*(axis.ravel() for axis in axes if axis.size <= NARROW), []])
+
+
+def _is_narrow(graph: StructureGraph, group: Group, units: IntArray) -> bool:
+    """Return whether a group has some of these units, and no layer gives it more channels."""
+    return bool(np.isin(group.units, units).any()) and all(
+        np.isin(op.out_units, group.units).sum() <= NARROW for op in graph.ops
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -338,10 +348,11 @@ class Trial:
             [(group, lost[number]) for group, lost in zip(groups, parts, strict=True)]
             for number in range(LEAST_ROUND + 1 + differ if groups else 0)
         ]
+        narrow = _narrow_units(model, graph)
         others = [
             (group, lost[0])
             for group, lost in zip(groups, parts, strict=True)
-            if not _is_narrow_stream(graph, group)
+            if not _is_narrow(graph, group, narrow)
         ]
         if 0 < len(others) < len(groups):
             rounds.append(others)
