@@ -130,6 +130,9 @@ def _check_arguments(model: object, attention: str) -> None:
     if attention not in get_args(AttentionUnit):
         msg = f"attention={attention!r}: give one of {', '.join(get_args(AttentionUnit))}"
         raise ConfigError(msg)
+    if torch.get_default_device().type == "meta":
+        msg = "an analysis computes: leave torch.device('meta') once the network is made"
+        raise ConfigError(msg)
     if not isinstance(model, nn.Module):
         msg = f"{type(model).__name__} is no network: give a torch.nn.Module"
         raise ModelError(msg)
@@ -403,7 +406,7 @@ def analyse(
             heads. For both, prune by one, analyse the pruned network by the other.
 
     Raises:
-        ConfigError: there is no such ``attention``.
+        ConfigError: there is no such ``attention``; the default device is meta.
         ModelError: the forward fails, weights are not finite, or nothing can be pruned.
     """
     _check_arguments(model, attention)

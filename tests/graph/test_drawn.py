@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 import prunegraph as pg
-from prunegraph.core.errors import ModelError
+from prunegraph.core.errors import ConfigError, ModelError
 from prunegraph.graph import StructureGraph, analyse
 from prunegraph.graph.late_weights import LateWeight
 from prunegraph.graph.trace.calls import WatchedCalls
@@ -98,3 +98,10 @@ def test_what_cannot_be_drawn_is_refused() -> None:
     model.order = torch.arange(8)
     with pytest.raises(ModelError, match="nothing to prune: the forward needs its full width"):
         analyse(model, torch.randn(2, 4))  # with its values the index is read
+
+
+def test_analysing_where_new_tensors_have_no_values() -> None:
+    with torch.device("meta"):
+        empty = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2))
+        with pytest.raises(ConfigError, match=r"leave torch.device\('meta'\)"):
+            analyse(empty, torch.ones(1, 3))
