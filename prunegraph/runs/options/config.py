@@ -372,8 +372,7 @@ class PretrainConfig(DataConfig):
 class TrainConfig(SearchOptions, TaskOptions, PruningOptions, NetworksConfig):
     """Train the agent, prune with it, fine-tune, compare with the baselines, report.
 
-    With several networks one policy is trained on all of them; with a catalogue a policy alone is
-    trained, for networks that it has not seen.
+    Several networks train one policy; a catalogue trains one alone, for networks not yet seen.
 
     Attributes:
         catalogue: folder of weights files, each with its JSON beside it: those whose JSON names no
@@ -389,6 +388,8 @@ class TrainConfig(SearchOptions, TaskOptions, PruningOptions, NetworksConfig):
     catalogue: Path | None = None
     search_seeds: Annotated[int, Section("search")] = 3
     baselines: Annotated[Literal["all", "heuristics", "none"], Section("search")] = "all"
+    sparsity: Annotated[float | None, HIDDEN] = None  # refused: channels are chosen
+    pattern: Annotated[str | None, HIDDEN] = None
     out: Path | None = None
 
     def __post_init__(self) -> None:
@@ -439,6 +440,8 @@ class ApplyConfig(TaskOptions, PruningOptions, NetworkConfig):
     command: ClassVar[str] = "apply"
     section: ClassVar[str] = "what"
     policy: Path
+    sparsity: Annotated[float | None, HIDDEN] = None  # refused: channels are chosen
+    pattern: Annotated[str | None, HIDDEN] = None
     out: Path | None = None
 
     def __post_init__(self) -> None:
