@@ -274,6 +274,14 @@ def _methods(findings: Findings) -> Plot:
     )
 
 
+class _PlainLog(LogFormatter):
+    """Labels a logarithmic axis by 0.1 and 100, where others write 1e-01 or dollars."""
+
+    def __call__(self, x: float, pos: int | None = None) -> str:
+        """Return the label of a tick; most minor ones have none."""
+        return f"{x:g}" if super().__call__(x, pos) else ""
+
+
 def _errors(findings: Findings) -> Plot | None:
     """Draw by how much the outputs of each layer change, a line a method."""
     errors: Mapping[str, Mapping[str, float]] = findings.content.get("layer_errors", {})
@@ -286,8 +294,8 @@ def _errors(findings: Findings) -> Plot | None:
         axes.plot(range(1, len(values) + 1), values, color=colour, linewidth=1, label=name)
         means[name] = float(values.mean())
     axes.set_yscale("log")
-    axes.yaxis.set_major_formatter(LogFormatter())  # the usual one's labels hold dollars
-    axes.yaxis.set_minor_formatter(LogFormatter())
+    axes.yaxis.set_major_formatter(_PlainLog())
+    axes.yaxis.set_minor_formatter(_PlainLog())
     axes.set_xlabel("layer, as they run")
     axes.set_ylabel("squared error of outputs, %")
     figure.legend(loc="outside upper center", ncols=3)
