@@ -62,12 +62,22 @@ class Change:
     def made(self) -> Tensor:
         """Return the values, in memory of their own if they differ from the dense network's."""
         source = self._values()
-        made = cut(source, self.keep) if self.cut else silenced(source, self.keep)
-        for axis, by in enumerate(self.factors):
-            by = by[self.keep[axis]] if self.cut and axis in self.keep else by
-            by = by.view([-1 if other == axis else 1 for other in range(made.ndim)])
-            made = made * by if made is source else made.mul_(by)
+        made = cut(source, self.keep) if self.cut else source
+        for axis in range(made.ndim):
+            if (by := self._by(axis)) is not None:
+                by = by.view([-1 if other == axis else 1 for other in range(made.ndim)])
+                made = made * by if made is source else made.mul_(by)
         return made.to(self.dtype)
+
+    def _by(self, axis: int) -> Tensor | None:
+        """Return by what the values along an axis are multiplied: zeros silence."""
+        kept = self.keep.get(axis)
+        by = self.factors[axis] if axis < len(self.factors) else None
+        if kept is None:
+            return by
+        if by is None:
+            return None if self.cut else kept.to(self.source.dtype)
+        return by[kept] if self.cut else by * kept
 
 
 def drawn(tensor: Tensor, seed: int) -> Tensor:
