@@ -258,15 +258,15 @@ class Recipe(nn.Module):
         self.__init__(**state["lengths"])  # type: ignore[misc]
 
     def forward(self, x: Tensor) -> Tensor:
-        return x.unflatten(-1, (dict(self._lengths)["heads"], -1)).transpose(1, 2)
+        return x.unflatten(-1, (self._lengths[-1][1], -1)).transpose(1, 2)
 
 
 class Nested(nn.Module):
     """Sizes are in tuples and dictionaries of names and numbers."""
 
-    def __init__(self) -> None:
+    def __init__(self, **lengths: int) -> None:
         super().__init__()
-        self.keys = Recipe(heads=HEADS)
+        self.keys = Recipe(**lengths)
         self.split, self.merge = {"heads": HEADS, "rest": -1}, (("parts", (HEADS,)), ("rest", -1))
         self.qkv, self.out = nn.Linear(WIDTH, 3 * WIDTH), nn.Linear(WIDTH, WIDTH)
 
@@ -280,8 +280,9 @@ class Nested(nn.Module):
         return result
 
 
-def test_sizes_inside_nested_containers_follow() -> None:
-    net, x = around(Nested()), torch.randn(2, TOKENS, 5)
+@pytest.mark.parametrize("lengths", [{"heads": HEADS}, {"m": HEADS}, {"k": HEADS, "m": HEADS}])
+def test_sizes_inside_nested_containers_follow(lengths: dict[str, int]) -> None:
+    net, x = around(Nested(**lengths)), torch.randn(2, TOKENS, 5)
     graph = analyse(net, x)
     assert free_sizes(graph) == [HEADS, WIDTH, WIDTH]
     heads = next(group for group in graph.groups if len(group.units) == HEADS)

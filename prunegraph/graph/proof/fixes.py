@@ -7,7 +7,7 @@ from torch import nn
 
 from prunegraph.graph.attribute_sizes import tells_copies, tells_width
 from prunegraph.graph.build import GraphBuilder
-from prunegraph.graph.graph import Place, StructureGraph
+from prunegraph.graph.graph import Place, SizeAttribute, StructureGraph
 from prunegraph.graph.proof.subjects import Bold, Forward, awake, is_sound
 from prunegraph.graph.proof.trial import Failure, Trial, can_train
 from prunegraph.graph.trace.attribute_reads import is_custom, set_after_init
@@ -102,8 +102,10 @@ class Fixes:
                     self._freeze(attempt, attempt.failure, builder)
                 builder = self.builder()
                 graph = builder.build()
-        for doubt in self._doubts(graph):
-            graph = self._without([doubt], tried) or graph
+        settled: set[Attribute] = set()
+        while left := [doubt for doubt in self._doubts(graph) if doubt not in settled]:
+            settled.add(left[0])
+            graph = self._without(left[:1], tried) or graph
         return graph
 
     def _freeze(self, attempt: Trial, failure: Failure, builder: GraphBuilder) -> None:
@@ -130,16 +132,29 @@ class Fixes:
         """Return the attributes that are sizes by their values alone, perhaps by chance.
 
         What none of their channels can leave does not change, and the number of copies of a head
-        of keys follows the heads, whether the example shows it or not.
+        of keys follows the heads, whether the example shows it or not. What is read under another
+        name alone, as einops' layers read ``_axes_lengths`` and are copied by ``axes_lengths``,
+        follows that.
         """
+        read = {self._named_pair(item) for item in graph.size_attributes}
         found: dict[Attribute, None] = {}
         for item in graph.size_attributes:
             kind = type(self._model.get_submodule(item.module))
             is_free = bool(graph.free[item.units[item.units >= 0]].any())
             by_name = tells_width(item.key) or tells_copies(item.key)
-            if is_free and is_custom(kind) and not by_name:
+            follows = (item.module, f"_{item.name}", item.key) in read
+            if is_free and is_custom(kind) and not (by_name or follows):
                 found[kind, item.name, item.place] = None
         return list(found)
+
+    def _named_pair(self, item: SizeAttribute) -> tuple[str, str, object]:
+        """Return module and name of an attribute, and what a pair names whose number it is."""
+        value = getattr(self._model.get_submodule(item.module), item.name)
+        key = None
+        if isinstance(value, tuple) and item.place[1:] == (1,):
+            pair = value[int(item.place[0])]
+            key = pair[0] if isinstance(pair, tuple) else None
+        return item.module, item.name, key
 
     def apply(self, failure: Failure, graph: StructureGraph, *, least: bool) -> bool:
         """Change something for the module that failed; return False if nothing is left to try.
