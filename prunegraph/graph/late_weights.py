@@ -97,19 +97,6 @@ def cut(data: Tensor, keep: Mapping[int, Tensor]) -> Tensor:
     return data
 
 
-def silenced(data: Tensor, keep: Mapping[int, Tensor]) -> Tensor:
-    """Return data with zeros at the removed positions; the data itself if there are none."""
-    zero = data.new_zeros(())
-    axes = sorted(keep, reverse=True)  # rows last: they are filled in place, one after the other
-    for number, axis in enumerate(axes):
-        if number:
-            data.index_fill_(axis, (~keep[axis]).nonzero().flatten(), 0)
-        else:
-            kept = keep[axis].view([-1 if other == axis else 1 for other in range(data.ndim)])
-            data = torch.where(kept, data, zero)
-    return data
-
-
 class LateWeight(Tensor):
     """A tensor without memory: operations get what its ``change`` makes.
 

@@ -28,7 +28,6 @@ from prunegraph.graph.late_weights import (
     change_of,
     cut,
     late,
-    silenced,
 )
 from prunegraph.graph.masked_norm import MaskedNorm, mean_over_kept
 from prunegraph.graph.module_sizes import (
@@ -339,8 +338,10 @@ def take(tensor: Tensor, keep: Mapping[int, Tensor]) -> Tensor:
 
 def _zero(tensor: Tensor, keep: Mapping[int, Tensor]) -> Tensor:
     """Return a new tensor with zeros at the removed positions."""
-    data = tensor.detach()
-    return like(tensor, silenced(data, keep) if keep else data.clone())
+    data = tensor.detach().clone()
+    for axis, kept in keep.items():
+        data.index_fill_(axis, (~kept).nonzero().flatten(), 0)
+    return like(tensor, data)
 
 
 def _late_or(

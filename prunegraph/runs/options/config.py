@@ -372,7 +372,7 @@ class PretrainConfig(DataConfig):
 class TrainConfig(SearchOptions, TaskOptions, PruningOptions, NetworksConfig):
     """Train the agent, prune with it, fine-tune, compare with the baselines, report.
 
-    Several networks train one policy; a catalogue trains one alone, for networks not yet seen.
+    Several networks train one policy. A catalogue trains a policy alone: no network is pruned.
 
     Attributes:
         catalogue: folder of weights files, each with its JSON beside it: those whose JSON names no
