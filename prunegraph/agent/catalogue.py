@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from prunegraph.agent.config import PPOConfig
+from prunegraph.agent.network import NetworkConfig
 from prunegraph.agent.options import AgentOptions
 from prunegraph.agent.policies import TrainedPolicy
 from prunegraph.agent.settings import agent_config, env_config
@@ -22,7 +23,8 @@ from prunegraph.agent.subject import Subject
 from prunegraph.agent.train import AgentConfig, Checkpoint, TrainingResult, train_agent
 from prunegraph.core.budget import Budget
 from prunegraph.env import ChannelPruningEnv, PruningTask
-from prunegraph.methods.context import Context
+from prunegraph.graph.features import ALL_FEATURE_NAMES
+from prunegraph.methods.context import QUICK_SAMPLES, Context
 from prunegraph.methods.method import Problem
 
 PAIRS = 8
@@ -31,9 +33,9 @@ PAIRS = 8
 SHARES = (0.15, 0.25, 0.35, 0.5, 0.65, 0.8)
 """Of the multiply-adds: what a policy is trained for, unless it is told."""
 
-IMAGES, SUBSET = 512, 128
-"""Search images of a network, and of them those that an update scores masks on; so many train
-images compare priors."""
+SUBSET = 128
+"""Of the ``QUICK_SAMPLES`` search images of a network those that an update scores masks on; as many
+train images compare priors."""
 
 
 def wider(ppo: PPOConfig) -> PPOConfig:
@@ -68,14 +70,18 @@ def catalogue_config(
         group_offset_rate=0.0,
         group_noise_rate=0.0,
         group_noise_weight=1.0,
+        ranked=True,
     )
-    return replace(config, ppo=ppo, episodes_per_update=PAIRS * options.update_size)
+    network = config.network if initial else NetworkConfig(feature_names=ALL_FEATURE_NAMES)
+    return replace(
+        config, network=network, ppo=ppo, episodes_per_update=PAIRS * options.update_size
+    )
 
 
 def quick_problem(context: Context, budget: Budget) -> Problem:
     """Return a problem whose masks are scored in milliseconds."""
-    few = context.quick_evaluator(IMAGES, SUBSET, metric="kl")
-    unlabelled = context.quick_evaluator(IMAGES, SUBSET, metric="kl", labelled=False)
+    few = context.quick_evaluator(QUICK_SAMPLES, SUBSET, metric="kl")
+    unlabelled = context.quick_evaluator(QUICK_SAMPLES, SUBSET, metric="kl", labelled=False)
     return replace(
         context.problem(budget), make_evaluator=lambda _: few, make_unlabelled=lambda: unlabelled
     )

@@ -182,7 +182,8 @@ class ChannelPPO(PPO):
         """Update the policy on the whole rollout, ``epochs`` times."""
         self.policy.set_training_mode(True)
         observations, actions, returns = self._rollout()
-        advantages = standardise(returns, self._pairs(observations, "step_share"))
+        compare = ranked if self.config.ranked else standardise
+        advantages = compare(returns, self._pairs(observations, "step_share"))
         ids = observations["graph_id"].reshape(-1).long()
         noise = torch.cat(self.policy.noises) if self.policy.noises else None  # [B, G_max]
         old_bits: Tensor | None = None
@@ -429,6 +430,23 @@ def standardise(advantages: Tensor, pairs: Tensor) -> Tensor:
     if centred.abs().max() <= EQUAL * max(1.0, float(advantages.abs().max())):
         return torch.zeros_like(centred)
     return centred / (centred.std(correction=0) + 1e-8)
+
+
+def ranked(rewards: Tensor, pairs: Tensor) -> Tensor:
+    """Return ranks within each pair with mean 0 and standard deviation 1; equal rewards share one.
+
+    Fitness shaping as in natural evolution strategies (Wierstra et al. 2014, section 3.1).
+
+    Args:
+        rewards: ``[B]``.
+        pairs: ``[B]`` which (network, budget) each belongs to; all of a pair that are equal get 0.
+    """
+    found = torch.zeros_like(rewards)
+    for pair in pairs.unique():
+        own = rewards[pairs == pair]
+        ranks = (own[:, None] > own).float().mean(1) - (own[:, None] < own).float().mean(1)
+        found[pairs == pair] = ranks / (ranks.std(correction=0) + 1e-8)
+    return found
 
 
 def equal_share(actions: Tensor) -> float:

@@ -65,6 +65,14 @@ FEATURE_DOCS: dict[str, str] = {
 
 FEATURE_NAMES: tuple[str, ...] = tuple(FEATURE_DOCS)
 
+MEASURED_DOCS: dict[str, str] = {
+    "sensitivity": "log of the outputs' divergence where the group alone loses half of its units",
+    "sensitivity_per_mac": "log of that divergence per MAC on the group's axes",
+}
+"""Features that run a network a group; standardised over the free units."""
+
+ALL_FEATURE_NAMES = (*FEATURE_NAMES, *MEASURED_DOCS)
+
 CONTEXT_NAMES = ("keep_macs", "keep_params", "cost_so_far", "step_share")
 """What a policy reads beside its network: the shares that may remain (1 = no limit); the share of
 the dense cost that remains with the decisions made so far; the share of the steps made."""
@@ -173,9 +181,9 @@ def node_features(
     Args:
         graph: the structure.
         statistics: measured arrays ``[N]`` (see ``pruning.statistics``); ``"start"`` may be left
-            out.
+            out, and so may ``"sensitivity"`` where no name of ``MEASURED_DOCS`` is asked for.
         budget: used only to choose the unit of ``prior``.
-        names: of the F features, in order.
+        names: of the F features, in order, of ``ALL_FEATURE_NAMES``.
 
     Returns:
         ``[N, F]`` float32 in [-5, 5]; equal inputs give equal features.
@@ -194,6 +202,8 @@ def node_features(
         columns[f"rank_{name}"] = 2.0 * rank_in_group(graph, statistics[name]) - 1.0
     for name in GROUP_STATISTICS:
         columns[f"mean_{name}"] = group_mean(graph, columns[name])
+    if "sensitivity" in statistics:
+        columns |= _sensitivity_columns(graph, statistics["sensitivity"])
     columns["free"] = np.ones(graph.num_units)
     return np.stack([_finish(graph, columns[name]) for name in names], axis=1)
 
@@ -208,6 +218,17 @@ def _cost_columns(graph: StructureGraph) -> dict[str, Float64Array]:
         "group_macs_share": group_mean(graph, macs) * sizes / max(dense.macs, 1),
         "group_params_share": group_mean(graph, params) * sizes / max(dense.params, 1),
         "group_size": _standardise(graph, np.log(sizes)),
+    }
+
+
+def _sensitivity_columns(graph: StructureGraph, sensitivity: FloatArray) -> dict[str, Float64Array]:
+    macs, _ = graph.class_costs()
+    sizes = np.bincount(graph.group_of)[graph.group_of]
+    moved = _log(graph, sensitivity)
+    per_mac = moved - _log(graph, group_mean(graph, macs) * sizes)
+    return {
+        "sensitivity": _standardise(graph, moved),
+        "sensitivity_per_mac": _standardise(graph, per_mac),
     }
 
 

@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from prunegraph.core.budget import Budget
+from prunegraph.core.masks import FloatArray
 from prunegraph.core.splits import SearchSplit
 from prunegraph.core.task import Task
 from prunegraph.evaluation.evaluator import QUICK_CALIBRATION, Evaluator, metric_of
@@ -25,15 +26,24 @@ from prunegraph.layerwise.sequential import (
     LayerwiseReconstruction,
 )
 from prunegraph.layerwise.silenced import SilencedReconstruction
-from prunegraph.methods.criteria.measured import LazyStatistics, measure_costly
+from prunegraph.methods.criteria.measured import (
+    SENSITIVITY,
+    LazyStatistics,
+    group_sensitivity,
+    measure_costly,
+)
 from prunegraph.methods.criteria.taylor import measure
 from prunegraph.methods.method import SUBSET, SUBSET_TOKENS, OfNetwork, Problem
+from prunegraph.methods.prior import measure_divergence
 from prunegraph.rewards.config import Metric
 from prunegraph.tasks.batches import num_tokens
 
 UNLABELLED_SAMPLES = 2048
 """Train samples that priors are compared on, by the outputs of pruned and dense network; of
 networks that read tokens ``SUBSET_TOKENS``."""
+
+QUICK_SAMPLES = 512
+"""Samples on which a quick evaluator compares outputs."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -99,8 +109,17 @@ class Context(OfNetwork):
         given: dict[str, Any] = {"seed": self.drawn, "device": self.device}
         return LazyStatistics(
             lambda: measure(self.task, self.graph, **given),
-            lambda name: measure_costly(name, self.task, self.graph, **given),
+            lambda name: (
+                self._sensitivity()
+                if name == SENSITIVITY
+                else measure_costly(name, self.task, self.graph, **given)
+            ),
         )
+
+    def _sensitivity(self) -> FloatArray:
+        evaluator = self.quick_evaluator(QUICK_SAMPLES, QUICK_SAMPLES, metric="kl", labelled=False)
+        divergence = partial(measure_divergence, evaluator)
+        return group_sensitivity(divergence, self.graph, self.statistics["taylor"])
 
     @cached_property
     def unlabelled(self) -> Evaluator:

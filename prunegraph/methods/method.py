@@ -19,7 +19,8 @@ from prunegraph.evaluation.log import OutcomeLog
 from prunegraph.graph import StructureGraph
 from prunegraph.graph.costs.latency import LatencyTable
 from prunegraph.graph.costs.latency_budget import project_budget
-from prunegraph.graph.features import node_features
+from prunegraph.graph.features import MEASURED_DOCS, node_features
+from prunegraph.methods.criteria.measured import SENSITIVITY
 from prunegraph.methods.criteria.taylor import STATISTIC_NAMES
 from prunegraph.methods.prior import Prior, measure_divergence, prior_names, rank_priors
 
@@ -150,8 +151,10 @@ class Problem(OfNetwork):
         budget, first = budget or self.budget, {}
         if "start" in names:
             first["start"] = self.priors(budget)[0].scores if prior is None else prior
-        usual = {name: self.statistics[name] for name in STATISTIC_NAMES}
-        return node_features(self.graph, usual | first, budget, names)
+        measured = (SENSITIVITY,) if set(names) & set(MEASURED_DOCS) else ()
+        wanted = (*STATISTIC_NAMES, *measured)
+        found = {name: self.statistics[name] for name in wanted}
+        return node_features(self.graph, found | first, budget, names)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
