@@ -24,7 +24,7 @@ from prunegraph.agent.train import AgentConfig, Checkpoint, TrainingResult, trai
 from prunegraph.core.budget import Budget
 from prunegraph.env import ChannelPruningEnv, PruningTask
 from prunegraph.graph.features import ALL_FEATURE_NAMES
-from prunegraph.methods.context import QUICK_SAMPLES, Context
+from prunegraph.methods.context import Context
 from prunegraph.methods.method import Problem
 
 PAIRS = 8
@@ -34,8 +34,7 @@ SHARES = (0.15, 0.25, 0.35, 0.5, 0.65, 0.8)
 """Of the multiply-adds: what a policy is trained for, unless it is told."""
 
 SUBSET = 128
-"""Of the ``QUICK_SAMPLES`` search images of a network those that an update scores masks on; as many
-train images compare priors."""
+"""Of a quick evaluator's search images those that an update scores masks on."""
 
 
 def wider(ppo: PPOConfig) -> PPOConfig:
@@ -80,8 +79,8 @@ def catalogue_config(
 
 def quick_problem(context: Context, budget: Budget) -> Problem:
     """Return a problem whose masks are scored in milliseconds."""
-    few = context.quick_evaluator(QUICK_SAMPLES, SUBSET, metric="kl")
-    unlabelled = context.quick_evaluator(QUICK_SAMPLES, SUBSET, metric="kl", labelled=False)
+    few = context.quick_evaluator(SUBSET)
+    unlabelled = context.quick_evaluator(SUBSET, labelled=False)
     return replace(
         context.problem(budget), make_evaluator=lambda _: few, make_unlabelled=lambda: unlabelled
     )

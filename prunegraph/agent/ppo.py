@@ -444,7 +444,7 @@ def ranked(rewards: Tensor, pairs: Tensor) -> Tensor:
     found = torch.zeros_like(rewards)
     for pair in pairs.unique():
         own = rewards[pairs == pair]
-        ranks = (own[:, None] > own).float().mean(1) - (own[:, None] < own).float().mean(1)
+        ranks = (own[:, None] - own).sign().mean(1)  # equal ones share a rank
         found[pairs == pair] = ranks / (ranks.std(correction=0) + 1e-8)
     return found
 

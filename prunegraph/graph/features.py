@@ -170,20 +170,26 @@ def group_mean(graph: StructureGraph, values: FloatArray | Float64Array) -> Floa
     return result
 
 
+def _group_sum(graph: StructureGraph, values: Float64Array) -> Float64Array:
+    return group_mean(graph, values) * graph.group_sizes[graph.group_of]
+
+
 def node_features(
     graph: StructureGraph,
     statistics: Mapping[str, FloatArray],
     budget: Budget | None = None,
     names: Sequence[str] = FEATURE_NAMES,
+    start: FloatArray | None = None,
 ) -> FloatArray:
     """Return channel features.
 
     Args:
         graph: the structure.
-        statistics: measured arrays ``[N]`` (see ``pruning.statistics``); ``"start"`` may be left
-            out, and so may ``"sensitivity"`` where no name of ``MEASURED_DOCS`` is asked for.
+        statistics: measured arrays ``[N]`` (see ``methods.criteria``); ``"sensitivity"`` is read
+            only for names of ``MEASURED_DOCS``.
         budget: used only to choose the unit of ``prior``.
         names: of the F features, in order, of ``ALL_FEATURE_NAMES``.
+        start: ``[N]`` what the policy starts from; default: ``prior``.
 
     Returns:
         ``[N, F]`` float32 in [-5, 5]; equal inputs give equal features.
@@ -191,7 +197,7 @@ def node_features(
     columns: dict[str, FloatArray | Float64Array] = {
         "prior": prior_scores(graph, statistics, budget)
     }
-    columns["start"] = statistics.get("start", columns["prior"])
+    columns["start"] = columns["prior"] if start is None else start
     for name in LOG_STATISTICS:
         columns[name] = _standardise(graph, _log(graph, statistics[name]))
     for name in ("apoz", "twin_similarity"):
@@ -202,7 +208,7 @@ def node_features(
         columns[f"rank_{name}"] = 2.0 * rank_in_group(graph, statistics[name]) - 1.0
     for name in GROUP_STATISTICS:
         columns[f"mean_{name}"] = group_mean(graph, columns[name])
-    if "sensitivity" in statistics:
+    if set(names) & set(MEASURED_DOCS):
         columns |= _sensitivity_columns(graph, statistics["sensitivity"])
     columns["free"] = np.ones(graph.num_units)
     return np.stack([_finish(graph, columns[name]) for name in names], axis=1)
@@ -210,22 +216,19 @@ def node_features(
 
 def _cost_columns(graph: StructureGraph) -> dict[str, Float64Array]:
     macs, params = graph.class_costs()
-    sizes = np.bincount(graph.group_of, minlength=len(graph.groups))[graph.group_of]
     dense = graph.dense_cost
     return {
         "macs_freed": _standardise(graph, _log(graph, macs)),
         "params_freed": _standardise(graph, _log(graph, params)),
-        "group_macs_share": group_mean(graph, macs) * sizes / max(dense.macs, 1),
-        "group_params_share": group_mean(graph, params) * sizes / max(dense.params, 1),
-        "group_size": _standardise(graph, np.log(sizes)),
+        "group_macs_share": _group_sum(graph, macs) / max(dense.macs, 1),
+        "group_params_share": _group_sum(graph, params) / max(dense.params, 1),
+        "group_size": _standardise(graph, np.log(graph.group_sizes[graph.group_of])),
     }
 
 
 def _sensitivity_columns(graph: StructureGraph, sensitivity: FloatArray) -> dict[str, Float64Array]:
-    macs, _ = graph.class_costs()
-    sizes = np.bincount(graph.group_of)[graph.group_of]
     moved = _log(graph, sensitivity)
-    per_mac = moved - _log(graph, group_mean(graph, macs) * sizes)
+    per_mac = moved - _log(graph, _group_sum(graph, graph.class_costs()[0]))
     return {
         "sensitivity": _standardise(graph, moved),
         "sensitivity_per_mac": _standardise(graph, per_mac),

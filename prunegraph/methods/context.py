@@ -106,19 +106,17 @@ class Context(OfNetwork):
     @cached_property
     def statistics(self) -> LazyStatistics:
         """Measured arrays ``[N]`` by name, each measured when a method first asks for it."""
-        given: dict[str, Any] = {"seed": self.drawn, "device": self.device}
         return LazyStatistics(
-            lambda: measure(self.task, self.graph, **given),
-            lambda name: (
-                self._sensitivity()
-                if name == SENSITIVITY
-                else measure_costly(name, self.task, self.graph, **given)
-            ),
+            lambda: measure(self.task, self.graph, seed=self.drawn, device=self.device),
+            self._measure_costly,
         )
 
-    def _sensitivity(self) -> FloatArray:
-        evaluator = self.quick_evaluator(QUICK_SAMPLES, QUICK_SAMPLES, metric="kl", labelled=False)
-        divergence = partial(measure_divergence, evaluator)
+    def _measure_costly(self, name: str) -> FloatArray:
+        if name != SENSITIVITY:
+            return measure_costly(name, self.task, self.graph, seed=self.drawn, device=self.device)
+        divergence = partial(
+            measure_divergence, self.quick_evaluator(QUICK_SAMPLES, labelled=False)
+        )
         return group_sensitivity(divergence, self.graph, self.statistics["taylor"])
 
     @cached_property
@@ -163,31 +161,28 @@ class Context(OfNetwork):
             log=log,
         )
 
-    def quick_evaluator(
-        self, images: int, batch: int, *, metric: Metric | None = None, labelled: bool = True
-    ) -> Evaluator:
+    def quick_evaluator(self, batch: int, *, labelled: bool = True) -> Evaluator:
         """Return an evaluator that takes milliseconds a mask of a small network.
 
-        Layers are reconstructed at once, and batch norm goes by the images that are scored.
+        It compares outputs on ``QUICK_SAMPLES`` with the dense network's. Layers are reconstructed
+        at once, and batch norm goes by the images that are scored.
 
         Args:
-            images: samples that it has.
-            batch: of them so many at once.
-            metric: what outcomes are compared by; default: the context's own.
+            batch: so many samples at once.
             labelled: they are search samples; else train samples.
         """
         train, search = self.task.train, self.task.search
         if not labelled or search is None:
-            few = train.sample(images, self.drawn)
+            few = train.sample(QUICK_SAMPLES, self.drawn)
             search = SearchSplit(few.source, few.index)
         return Evaluator(
             self.task,
             self.graph,
-            search=search.sample(images, self.drawn),
+            search=search.sample(QUICK_SAMPLES, self.drawn),
             num_calibration=1,
             batch_size=batch,
             device=self.device,
-            metric=metric or metric_of(self.task, self.metric),
+            metric="kl",
             reconstruction=self._silenced if self.reconstruct else None,
             recalibrate=False,
         )

@@ -19,9 +19,7 @@ from prunegraph.evaluation.log import OutcomeLog
 from prunegraph.graph import StructureGraph
 from prunegraph.graph.costs.latency import LatencyTable
 from prunegraph.graph.costs.latency_budget import project_budget
-from prunegraph.graph.features import MEASURED_DOCS, node_features
-from prunegraph.methods.criteria.measured import SENSITIVITY
-from prunegraph.methods.criteria.taylor import STATISTIC_NAMES
+from prunegraph.graph.features import node_features
 from prunegraph.methods.prior import Prior, measure_divergence, prior_names, rank_priors
 
 Role = Literal["agent", "baseline", "control"]
@@ -148,13 +146,10 @@ class Problem(OfNetwork):
             budget: default: the problem's own.
             prior: ``[N]`` scores that a policy starts from; default: the first of ``priors``.
         """
-        budget, first = budget or self.budget, {}
-        if "start" in names:
-            first["start"] = self.priors(budget)[0].scores if prior is None else prior
-        measured = (SENSITIVITY,) if set(names) & set(MEASURED_DOCS) else ()
-        wanted = (*STATISTIC_NAMES, *measured)
-        found = {name: self.statistics[name] for name in wanted}
-        return node_features(self.graph, found | first, budget, names)
+        budget = budget or self.budget
+        if prior is None and "start" in names:
+            prior = self.priors(budget)[0].scores
+        return node_features(self.graph, self.statistics, budget, names, start=prior)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
