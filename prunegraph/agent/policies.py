@@ -16,13 +16,13 @@ from torch import Tensor
 from torch_geometric.data import Data
 
 from prunegraph.agent.network import NetworkConfig, PruningNetwork
-from prunegraph.agent.shipped import is_shipped, shipped_policies
 from prunegraph.core.errors import ArtefactError, ConfigError, first_line, suggest
 from prunegraph.core.files import POLICY_FILE, write_bytes, write_json
 from prunegraph.core.masks import FloatArray
 from prunegraph.core.reading import checked, read_bytes, read_json
 from prunegraph.core.tensors import holds_numbers, read_safetensors
 from prunegraph.graph.features import MEASURED_DOCS
+from prunegraph.policies import is_shipped, shipped_policies
 
 POLICY_SCHEMA = 3
 """Of policies."""

@@ -13,6 +13,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor, nn
 
+from prunegraph.agent.advantages import ranked, standardise
 from prunegraph.agent.config import PPOConfig
 from prunegraph.agent.distribution import MaskedBernoulli
 from prunegraph.agent.policy import ChannelPruningPolicy
@@ -45,9 +46,6 @@ SURROGATE_LEARNING_RATE = 3e-4
 
 CAUTION, PLANNED_CAUTION = 0.5, 1.0
 """Deviations of its own error by which a prediction is lowered: of rollouts, of planned masks."""
-
-EQUAL = 1e-5
-"""Advantages that differ by less, relative to the largest, are equal: rewards lose digits."""
 
 MOST_UPDATES = 3
 """Updates at the most, in those that the networks would pay for if no mask came twice: of a small
@@ -412,41 +410,6 @@ def summary(records: Sequence[Mapping[str, float]]) -> dict[str, float]:
 def update_seed(seed: int, update: int) -> int:
     """Return a seed that (seed, number of the update) fix."""
     return int(np.random.SeedSequence([seed, update]).generate_state(1, np.uint64)[0] >> 1)
-
-
-def standardise(advantages: Tensor, pairs: Tensor) -> Tensor:
-    """Return advantages with mean 0 in each pair and standard deviation 1 over all.
-
-    Args:
-        advantages: ``[B]``.
-        pairs: ``[B]`` which (network, budget) each belongs to: a network that is easier to prune
-            must not make its masks look good. The only one of a pair gets 0, and so does each
-            where all of a pair are equal but for rounding.
-    """
-    centred = advantages.clone()
-    for pair in pairs.unique():
-        members = pairs == pair
-        centred[members] -= centred[members].mean()
-    if centred.abs().max() <= EQUAL * max(1.0, float(advantages.abs().max())):
-        return torch.zeros_like(centred)
-    return centred / (centred.std(correction=0) + 1e-8)
-
-
-def ranked(rewards: Tensor, pairs: Tensor) -> Tensor:
-    """Return ranks within each pair with mean 0 and standard deviation 1; equal rewards share one.
-
-    Fitness shaping as in natural evolution strategies (Wierstra et al. 2014, section 3.1).
-
-    Args:
-        rewards: ``[B]``.
-        pairs: ``[B]`` which (network, budget) each belongs to; all of a pair that are equal get 0.
-    """
-    found = torch.zeros_like(rewards)
-    for pair in pairs.unique():
-        own = rewards[pairs == pair]
-        ranks = (own[:, None] - own).sign().mean(1)  # equal ones share a rank
-        found[pairs == pair] = ranks / (ranks.std(correction=0) + 1e-8)
-    return found
 
 
 def equal_share(actions: Tensor) -> float:

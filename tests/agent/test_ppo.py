@@ -8,13 +8,12 @@ import numpy as np
 import pytest
 import torch
 
+from prunegraph.agent.advantages import ranked, standardise
 from prunegraph.agent.config import PPOConfig
 from prunegraph.agent.distribution import MaskedBernoulli
 from prunegraph.agent.ppo import (
     ChannelPPO,
     equal_share,
-    ranked,
-    standardise,
     summary,
     update_seed,
 )

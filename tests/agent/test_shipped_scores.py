@@ -6,11 +6,11 @@ import torch
 from torch_geometric.data import Data
 
 from prunegraph.agent.policies import TrainedPolicy, load_policy
-from prunegraph.agent.shipped import shipped_policies
 from prunegraph.core.masks import Float64Array
 from prunegraph.graph import StructureGraph, analyse
 from prunegraph.graph.pyg import to_pyg
 from prunegraph.models import build_model
+from prunegraph.policies import shipped_policies
 
 CONTEXT = {"keep_macs": 0.5, "keep_params": 0.7, "cost_so_far": 1.0}
 """The columns that are not zero."""

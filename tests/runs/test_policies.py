@@ -8,9 +8,9 @@ import torch
 from prunegraph.agent.method import AppliedPolicy
 from prunegraph.agent.network import NetworkConfig, PruningNetwork
 from prunegraph.agent.policies import TrainedPolicy, find_policy, save_policy
-from prunegraph.agent.shipped import shipped_policies
 from prunegraph.core.errors import ArtefactError, ConfigError
 from prunegraph.models import WeightsInfo, build_model, save_weights, weights_info
+from prunegraph.policies import shipped_policies
 from prunegraph.runs.context import RunContext
 from prunegraph.runs.folder import RunFolder
 from prunegraph.runs.options.compare import CompareConfig

@@ -16,11 +16,11 @@ import tyro
 import yaml
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
-from prunegraph.agent.shipped import is_shipped
 from prunegraph.core.errors import ArtefactError, ConfigError, suggest
 from prunegraph.core.files import write_text
 from prunegraph.core.reading import read_text
 from prunegraph.core.user_code import HF_PREFIX
+from prunegraph.policies import is_shipped
 from prunegraph.runs.options.checks import check_trusted
 from prunegraph.runs.options.config import CommonConfig
 from prunegraph.runs.options.help import help_text, options_of

@@ -1,11 +1,8 @@
-"""Which policies come with the package."""
+"""Policies that come with the package, and their names."""
 
 from pathlib import Path
 
 from prunegraph.core.files import POLICY_FILE
-
-SHIPPED = Path(__file__).parents[1] / "policies"
-"""The folder of the policies that come with the package."""
 
 
 def is_shipped(policy: Path) -> bool:
@@ -15,4 +12,4 @@ def is_shipped(policy: Path) -> bool:
 
 def shipped_policies() -> dict[str, Path]:
     """Return the policies that come with the package, by name."""
-    return {path.stem: path for path in sorted(SHIPPED.glob("*.safetensors"))}
+    return {path.stem: path for path in sorted(Path(__file__).parent.glob("*.safetensors"))}
