@@ -222,6 +222,8 @@ def main() -> None:
     if options.table:
         print(table(options.out))
         return
+    if not 0 <= options.shard[0] < options.shard[1]:
+        parser.error("--shard K N: K is from 0 to N - 1")
     torch.set_num_threads(1)
     run(options.out, options.data_dir, options.networks, tuple(options.shard), Console())
 

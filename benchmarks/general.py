@@ -232,6 +232,8 @@ def run_rows(options: argparse.Namespace, config: TrainConfig) -> None:
     catalogue, console = Catalogue(config), Console()
     paths = catalogue.part(options.part)[: options.first]
     asked = rows(options.policies, options.label, options.searches)
+    if options.only:
+        asked = {name: row for name, row in asked.items() if name.partition("#")[0] in options.only}
     options.out.mkdir(parents=True, exist_ok=True)
     with console.progress("rows", len(paths) * len(asked) * len(options.at)) as report:
         done = 0
@@ -359,6 +361,7 @@ def main() -> None:
     parser.add_argument("--policies", type=Path, nargs="+", default=[], help="one for each seed")
     parser.add_argument("--label", default="general", help="what the policies are called")
     parser.add_argument("--searches", action="store_true", help="searches too")
+    parser.add_argument("--only", nargs="+", help="only these rows, named as in the table")
     parser.add_argument("--first", type=int, help="only so many networks")
     parser.add_argument("--choose", type=Path, help="rows that the heuristic is chosen on")
     parser.add_argument("--figure", default="test", choices=("test", "search"))

@@ -93,7 +93,7 @@ class CrossEntropySearch(ChannelMethod):
             offsets = mean + deviation * rng.normal(size=(size, len(steps)))
             offsets[0] = mean
             subset = run.subset(int(rng.integers(2**31)))
-            masks = [_shifted(problem, prior, steps, offset) for offset in offsets]
+            masks = [shifted(problem, prior, steps, offset) for offset in offsets]
             outcomes = [problem.evaluator.evaluate(mask, subset) for mask in masks]
             order = np.argsort([self._divergence(outcome) for outcome in outcomes], kind="stable")
             latest = [masks[0], masks[order[0]], *latest]
@@ -104,8 +104,8 @@ class CrossEntropySearch(ChannelMethod):
                 continue
             idle = 0
             if size == self.population:  # a last, smaller one says too little to refit
-                mean, deviation = self._refit(mean, deviation, offsets[order[: self.num_elites]])
-        start, last = (_shifted(problem, prior, steps, offset) for offset in (0.0 * mean, mean))
+                mean, deviation = self.refit(mean, deviation, offsets[order[: self.num_elites]])
+        start, last = (shifted(problem, prior, steps, offset) for offset in (0.0 * mean, mean))
         return run.choose([last, start, *latest, *sorted(found, key=lambda mask: found[mask])])
 
     def _divergence(self, outcome: Outcome) -> float:
@@ -113,7 +113,7 @@ class CrossEntropySearch(ChannelMethod):
             return -outcome.steady
         return LOSS_WEIGHT * outcome.loss - outcome.accuracy
 
-    def _refit(
+    def refit(
         self, mean: Float64Array, deviation: Float64Array, elites: Float64Array
     ) -> tuple[Float64Array, Float64Array]:
         """Return the new mean and deviation from elites ``[K, G]``, best first."""
@@ -126,7 +126,7 @@ class CrossEntropySearch(ChannelMethod):
         return new_mean, np.maximum(new_deviation, self.least_sigma)
 
 
-def _shifted(
+def shifted(
     problem: Problem, prior: Float64Array, steps: IntArray, offset: Float64Array
 ) -> ChannelMask:
     """Return the mask of the prior plus one offset for each group of ``steps``."""
