@@ -114,9 +114,6 @@ VARIANTS = {
     ),
     "rewards": Variant(what="advantages are rewards, no ranks", ppo={"ranked": False}),
     "accuracy": Variant(what="no competition", reward={"self_competition": "accuracy"}),
-    "no_sensitivity": Variant(
-        what="no network run for features", network={"feature_names": FEATURE_NAMES}
-    ),
     "raw": Variant(what="no score among the features", network={"feature_names": RAW}),
     "networks_30": Variant(what="30 networks", first=30),
     "networks_100": Variant(what="100 networks", first=100),

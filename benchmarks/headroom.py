@@ -33,7 +33,7 @@ from prunegraph.core.budget import Budget
 from prunegraph.core.console import Console
 from prunegraph.core.files import write_json
 from prunegraph.core.masks import Float64Array, IntArray
-from prunegraph.graph.features import ALL_FEATURE_NAMES, MEASURED_DOCS
+from prunegraph.graph.features import FEATURE_NAMES
 from prunegraph.methods.cem import CrossEntropySearch, shifted
 from prunegraph.runs.catalogue import Catalogue
 from prunegraph.runs.context import RunContext
@@ -82,7 +82,7 @@ def measure(subject: Subject, budget: Budget, rng: np.random.Generator) -> dict[
         float(problem.evaluator.evaluate(shifted(problem, prior, groups, each)).kl or 0.0)
         for each in (0.0 * offset, offset)
     )
-    features = subject.features(budget, ALL_FEATURE_NAMES)
+    features = subject.features(budget, FEATURE_NAMES)
     units = [problem.graph.groups[group].units for group in groups]
     return {
         "budget": budget.keep_macs,
@@ -110,7 +110,7 @@ def collect(options: argparse.Namespace, config: TrainConfig) -> None:
                 number = int(path.stem.partition("-")[0])
                 rng = np.random.default_rng(APART * options.seed + number)
                 rows = [measure(subject, budget, rng) for budget in budgets]
-                write_json(file, {"features": ALL_FEATURE_NAMES, "rows": rows})
+                write_json(file, {"features": FEATURE_NAMES, "rows": rows})
             report(done, path.stem)
 
 
@@ -159,22 +159,18 @@ def show(out: Path, again: Path | None) -> str:
             found = [float(np.corrcoef(own, other)[0, 1]) for own, other in pairs if own and other]
             if found:
                 lines.append(f"| {budget:g} | {len(found)} | {statistics.fmean(found):.2f} |")
-    names = next(iter(files.values()))["features"]
     wanted = np.concatenate([_centred(row["offset"], row["sizes"]) for _, row in rows])
     inputs = np.concatenate(
         [np.hstack([_centred(row[name]) for name in ("means", "deviations")]) for _, row in rows]
     )
     inputs /= inputs.std(0) + 1e-9
     network = np.array([number for number, row in rows for _ in row["offset"]])
-    unmeasured = np.array([name not in MEASURED_DOCS for name in names] * 2)
-    lines += ["", "| model | features | networks | variance told |", "|---|---|--:|--:|"]
+    lines += ["", "| model | networks | variance told |", "|---|--:|--:|"]
     total = len(files)
     for model, make in MODELS.items():
-        told = predicted(make, inputs[:, unmeasured], wanted, network, total)
-        lines.append(f"| {model} | without sensitivity | {total} | {told:.3f} |")
         for count in (total // 4, total // 2, total):
             told = predicted(make, inputs, wanted, network, count)
-            lines.append(f"| {model} | all | {count} | {told:.3f} |")
+            lines.append(f"| {model} | {count} | {told:.3f} |")
     return "\n".join(lines)
 
 

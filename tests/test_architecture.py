@@ -12,8 +12,8 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "prunegraph"
 
 ORDER = (
-    *("core", "policies", "rewards", "data", "graph", "models", "tasks", "artefacts", "layerwise", "training"),
-    *("evaluation", "env", "methods", "agent", "runs", "cli", "testing"),
+    *("core", "policies", "rewards", "data", "graph", "models", "tasks", "artefacts"),
+    *("layerwise", "training", "evaluation", "env", "methods", "agent", "runs", "cli", "testing"),
 )
 """The packages; each may import those before it. The tests of users see no runs and no agent."""
 MAX_LINES = 450

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 from prunegraph.agent.config import PPOConfig
-from prunegraph.agent.network import NetworkConfig
 from prunegraph.agent.options import AgentOptions
 from prunegraph.agent.policies import TrainedPolicy
 from prunegraph.agent.settings import agent_config, env_config
@@ -23,7 +22,6 @@ from prunegraph.agent.subject import Subject
 from prunegraph.agent.train import AgentConfig, Checkpoint, TrainingResult, train_agent
 from prunegraph.core.budget import Budget
 from prunegraph.env import ChannelPruningEnv, PruningTask
-from prunegraph.graph.features import ALL_FEATURE_NAMES
 from prunegraph.methods.context import Context
 from prunegraph.methods.method import Problem
 
@@ -71,10 +69,7 @@ def catalogue_config(
         group_noise_weight=1.0,
         ranked=True,
     )
-    network = config.network if initial else NetworkConfig(feature_names=ALL_FEATURE_NAMES)
-    return replace(
-        config, network=network, ppo=ppo, episodes_per_update=PAIRS * options.update_size
-    )
+    return replace(config, ppo=ppo, episodes_per_update=PAIRS * options.update_size)
 
 
 def quick_problem(context: Context, budget: Budget) -> Problem:

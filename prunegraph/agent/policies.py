@@ -21,7 +21,6 @@ from prunegraph.core.files import POLICY_FILE, write_bytes, write_json
 from prunegraph.core.masks import FloatArray
 from prunegraph.core.reading import checked, read_bytes, read_json
 from prunegraph.core.tensors import holds_numbers, read_safetensors
-from prunegraph.graph.features import MEASURED_DOCS
 from prunegraph.policies import is_shipped, shipped_policies
 
 POLICY_SCHEMA = 3
@@ -158,8 +157,8 @@ def find_policy(policy: Path | str) -> TrainedPolicy:
 def _check_schema(path: Path, config: NetworkConfig, expected: NetworkConfig) -> None:
     for name in ("feature_names", "op_feature_names", "relation_names", "context_names"):
         theirs, ours = getattr(config, name), getattr(expected, name)
-        if name == "feature_names":  # a policy may read fewer of them, and measured ones
-            ours = tuple(item for item in (*ours, *MEASURED_DOCS) if item in theirs)
+        if name == "feature_names":  # a policy may read fewer of them
+            ours = tuple(item for item in ours if item in theirs)
         if theirs != ours:
             odd = sorted(set(theirs) ^ set(ours)) or ["the order"]
             msg = (

@@ -65,14 +65,6 @@ FEATURE_DOCS: dict[str, str] = {
 
 FEATURE_NAMES: tuple[str, ...] = tuple(FEATURE_DOCS)
 
-MEASURED_DOCS: dict[str, str] = {
-    "sensitivity": "log of the outputs' divergence where the group alone loses half of its units",
-    "sensitivity_per_mac": "log of that divergence per MAC on the group's axes",
-}
-"""Features that run a network a group; standardised over the free units."""
-
-ALL_FEATURE_NAMES = (*FEATURE_NAMES, *MEASURED_DOCS)
-
 CONTEXT_NAMES = ("keep_macs", "keep_params", "cost_so_far", "step_share")
 """What a policy reads beside its network: the shares that may remain (1 = no limit); the share of
 the dense cost that remains with the decisions made so far; the share of the steps made."""
@@ -185,10 +177,9 @@ def node_features(
 
     Args:
         graph: the structure.
-        statistics: measured arrays ``[N]`` (see ``methods.criteria``); ``"sensitivity"`` is read
-            only for names of ``MEASURED_DOCS``.
+        statistics: measured arrays ``[N]`` (see ``methods.criteria``).
         budget: used only to choose the unit of ``prior``.
-        names: of the F features, in order, of ``ALL_FEATURE_NAMES``.
+        names: of the F features, in order, of ``FEATURE_NAMES``.
         start: ``[N]`` what the policy starts from; default: ``prior``.
 
     Returns:
@@ -208,8 +199,6 @@ def node_features(
         columns[f"rank_{name}"] = 2.0 * rank_in_group(graph, statistics[name]) - 1.0
     for name in GROUP_STATISTICS:
         columns[f"mean_{name}"] = group_mean(graph, columns[name])
-    if set(names) & set(MEASURED_DOCS):
-        columns |= _sensitivity_columns(graph, statistics["sensitivity"])
     columns["free"] = np.ones(graph.num_units)
     return np.stack([_finish(graph, columns[name]) for name in names], axis=1)
 
@@ -223,15 +212,6 @@ def _cost_columns(graph: StructureGraph) -> dict[str, Float64Array]:
         "group_macs_share": _group_sum(graph, macs) / max(dense.macs, 1),
         "group_params_share": _group_sum(graph, params) / max(dense.params, 1),
         "group_size": _standardise(graph, np.log(graph.group_sizes[graph.group_of])),
-    }
-
-
-def _sensitivity_columns(graph: StructureGraph, sensitivity: FloatArray) -> dict[str, Float64Array]:
-    moved = _log(graph, sensitivity)
-    per_mac = moved - _log(graph, _group_sum(graph, graph.class_costs()[0]))
-    return {
-        "sensitivity": _standardise(graph, moved),
-        "sensitivity_per_mac": _standardise(graph, per_mac),
     }
 
 

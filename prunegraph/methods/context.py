@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,6 @@ import torch
 from torch import nn
 
 from prunegraph.core.budget import Budget
-from prunegraph.core.masks import FloatArray
 from prunegraph.core.splits import SearchSplit
 from prunegraph.core.task import Task
 from prunegraph.evaluation.evaluator import QUICK_CALIBRATION, Evaluator, metric_of
@@ -26,15 +25,9 @@ from prunegraph.layerwise.sequential import (
     LayerwiseReconstruction,
 )
 from prunegraph.layerwise.silenced import SilencedReconstruction
-from prunegraph.methods.criteria.measured import (
-    SENSITIVITY,
-    LazyStatistics,
-    group_sensitivity,
-    measure_costly,
-)
+from prunegraph.methods.criteria.measured import LazyStatistics, measure_costly
 from prunegraph.methods.criteria.taylor import measure
 from prunegraph.methods.method import SUBSET, SUBSET_TOKENS, OfNetwork, Problem
-from prunegraph.methods.prior import measure_divergence
 from prunegraph.rewards.config import Metric
 from prunegraph.tasks.batches import num_tokens
 
@@ -106,18 +99,11 @@ class Context(OfNetwork):
     @cached_property
     def statistics(self) -> LazyStatistics:
         """Measured arrays ``[N]`` by name, each measured when a method first asks for it."""
+        given: dict[str, Any] = {"seed": self.drawn, "device": self.device}
         return LazyStatistics(
-            lambda: measure(self.task, self.graph, seed=self.drawn, device=self.device),
-            self._measure_costly,
+            lambda: measure(self.task, self.graph, **given),
+            lambda name: measure_costly(name, self.task, self.graph, **given),
         )
-
-    def _measure_costly(self, name: str) -> FloatArray:
-        if name != SENSITIVITY:
-            return measure_costly(name, self.task, self.graph, seed=self.drawn, device=self.device)
-        divergence = partial(
-            measure_divergence, self.quick_evaluator(QUICK_SAMPLES, labelled=False)
-        )
-        return group_sensitivity(divergence, self.graph, self.statistics["taylor"])
 
     @cached_property
     def unlabelled(self) -> Evaluator:

@@ -8,7 +8,6 @@ from prunegraph.core.masks import FloatArray
 from prunegraph.data import load_dataset
 from prunegraph.graph import StructureGraph, analyse
 from prunegraph.graph.features import (
-    ALL_FEATURE_NAMES,
     FEATURE_DOCS,
     FEATURE_NAMES,
     OP_FEATURE_NAMES,
@@ -59,25 +58,6 @@ def test_features_are_bounded_deterministic_and_none_is_constant(
     assert np.ptp(column(features, "free")) == 1
     np.testing.assert_array_equal(features, node_features(graph, statistics))
     assert all(FEATURE_DOCS.values())
-
-
-def test_sensitivity_is_two_columns_more_and_leaves_the_others_as_they_are(
-    graph: StructureGraph, statistics: dict[str, FloatArray]
-) -> None:
-    moved = np.zeros(graph.num_units, dtype=np.float32)
-    for number, group in enumerate(graph.groups):
-        moved[group.units] = 2.0**number
-    features = node_features(graph, {**statistics, "sensitivity": moved}, names=ALL_FEATURE_NAMES)
-    assert features.shape[1] == len(FEATURE_NAMES) + 2
-    np.testing.assert_array_equal(features[:, :-2], node_features(graph, statistics))
-    free = graph.free
-    assert np.corrcoef(features[free, -2], np.log(moved[free]))[0, 1] > 0.999
-    macs = graph.class_costs()[0]
-    groups = [group.units for group in graph.groups if group.frozen is None]
-    per_mac = [np.log(moved[units[0]] / macs[units].sum()) for units in groups]
-    columns = [features[units[0], -1] for units in groups]
-    assert np.corrcoef(columns, per_mac)[0, 1] > 0.999
-    assert not features[~free].any()
 
 
 def test_frozen_classes_show_nothing(

@@ -6,16 +6,13 @@ import numpy as np
 import torch
 
 from prunegraph.core.errors import ModelError
-from prunegraph.core.masks import ChannelMask, FloatArray
+from prunegraph.core.masks import FloatArray
 from prunegraph.core.task import Task
 from prunegraph.graph import StructureGraph
 from prunegraph.methods.criteria.dense import Dense
 from prunegraph.methods.criteria.registry import CRITERIA
 from prunegraph.methods.criteria.taylor import STATISTIC_NAMES, fill_unseen
 from prunegraph.methods.criteria.weights import filter_statistics
-
-SENSITIVITY = "sensitivity"
-"""What ``group_sensitivity`` measures."""
 
 
 def costly_names() -> tuple[str, ...]:
@@ -59,40 +56,12 @@ def measure_costly(
     return fill_unseen(graph, values, lambda: filter_statistics(dense.model, graph)["l2"])
 
 
-def group_sensitivity(
-    divergence: Callable[[ChannelMask], float], graph: StructureGraph, importance: FloatArray
-) -> FloatArray:
-    """Return what it costs that a group alone loses half of its units, those of least importance.
-
-    The sensitivity analysis of Li et al. 2017 (ICLR, "Pruning Filters for Efficient ConvNets",
-    section 3.2), by the outputs in place of the accuracy and with one share.
-
-    Args:
-        divergence: of a mask from the dense network's outputs; run once a group.
-        graph: the structure.
-        importance: ``[N]``, higher = keep.
-
-    Returns:
-        ``[N]`` the same for all units of a group, at least 0; 0 where none may leave.
-    """
-    found = np.zeros(graph.num_units, dtype=np.float32)
-    for group in graph.groups:
-        number = min(len(group.units) // 2, len(group.units) - group.min_keep)
-        if group.frozen is None and number > 0:
-            keep = np.ones(graph.num_units, dtype=bool)
-            order = np.argsort(importance[group.units], kind="stable")
-            keep[group.units[order[:number]]] = False
-            moved = divergence(graph.mask(keep))
-            found[group.units] = moved if np.isfinite(moved) else np.finfo(np.float32).max
-    return found
-
-
 class LazyStatistics(dict[str, FloatArray]):
     """Measured arrays ``[N]`` by name, each measured once, when it is first asked for.
 
     Args:
         usual: measures ``STATISTIC_NAMES``, all in one look.
-        costly: measures one of ``costly_names``, or ``SENSITIVITY``, by its name.
+        costly: measures one of ``costly_names``, by its name.
     """
 
     def __init__(
@@ -103,7 +72,7 @@ class LazyStatistics(dict[str, FloatArray]):
 
     def __missing__(self, name: str) -> FloatArray:
         """Measure what is asked for."""
-        valid = (*STATISTIC_NAMES, *costly_names(), SENSITIVITY)
+        valid = (*STATISTIC_NAMES, *costly_names())
         if name not in valid:
             msg = f"no statistic {name!r}; there are {', '.join(valid)}"
             raise KeyError(msg)

@@ -29,7 +29,7 @@ STATISTIC_NAMES: tuple[str, ...] = (
     "twin_similarity",
     "twin_rank",
 )
-"""What ``measure`` returns; ``"sensitivity"`` is measured apart, since it runs networks."""
+"""What ``measure`` returns."""
 
 
 class Effects:

@@ -1,7 +1,6 @@
 """HRank, CHIP, OBD and ThiNet against cases that can be computed by hand."""
 
 import copy
-import math
 
 import numpy as np
 import pytest
@@ -9,19 +8,13 @@ import torch
 from torch import Tensor, nn
 
 from prunegraph.core.errors import ModelError
-from prunegraph.core.masks import ChannelMask
 from prunegraph.core.splits import TrainSplit
 from prunegraph.graph import StructureGraph, analyse
 from prunegraph.layerwise.capture import Read
 from prunegraph.methods.criteria import feature_maps as map_statistics
 from prunegraph.methods.criteria.dense import Dense
 from prunegraph.methods.criteria.feature_maps import nuclear_loss
-from prunegraph.methods.criteria.measured import (
-    LazyStatistics,
-    costly_names,
-    group_sensitivity,
-    measure_costly,
-)
+from prunegraph.methods.criteria.measured import LazyStatistics, costly_names, measure_costly
 from prunegraph.methods.criteria.obd import _columns, fisher_saliency
 from prunegraph.methods.criteria.thinet import greedy_errors, removal_errors, sample_contributions
 from support.tasks import image_task
@@ -294,29 +287,3 @@ def test_costly_statistics_are_measured_once_and_only_when_asked() -> None:
     assert asked == ["chip"]
     with pytest.raises(KeyError):
         lazy["nothing"]
-
-
-def test_sensitivity_removes_the_lesser_half_of_one_group_after_the_other() -> None:
-    _, graph = softmax_net(6)
-    importance = np.arange(graph.num_units, dtype=np.float32)
-    seen = []
-
-    def divergence(mask: ChannelMask) -> float:
-        seen.append(np.flatnonzero(~mask.keep).tolist())
-        return len(seen)
-
-    found = group_sensitivity(divergence, graph, importance)
-    free = [group for group in graph.groups if group.frozen is None]
-    halves = [sorted(group.units.tolist())[: len(group.units) // 2] for group in free]
-    assert seen == halves
-    for number, group in enumerate(free, start=1):
-        assert (found[group.units] == number).all()
-    assert not found[graph.frozen].any()
-
-
-def test_an_output_that_overflows_is_most_sensitive() -> None:
-    _, graph = softmax_net(6)
-    zeros = np.zeros(graph.num_units, dtype=np.float32)
-    found = group_sensitivity(lambda _: math.nan, graph, zeros)
-    assert np.isfinite(found).all()
-    assert found[graph.free].min() > 1e30
