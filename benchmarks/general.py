@@ -74,7 +74,6 @@ class Variant:
     Attributes:
         what: in words.
         network: changes of the policy network's options.
-        ppo: of an update's.
         reward: of the reward's.
         first: only so many networks.
         without: not this family.
@@ -82,7 +81,6 @@ class Variant:
 
     what: str
     network: Mapping[str, Any] = field(default_factory=dict)
-    ppo: Mapping[str, Any] = field(default_factory=dict)
     reward: Mapping[str, Any] = field(default_factory=dict)
     first: int | None = None
     without: str | None = None
@@ -92,7 +90,6 @@ class Variant:
         return dataclasses.replace(
             config,
             network=dataclasses.replace(config.network, **self.network),
-            ppo=dataclasses.replace(config.ppo, **self.ppo),
             reward=dataclasses.replace(config.reward, **self.reward),
         )
 
@@ -112,7 +109,6 @@ VARIANTS = {
     "shuffled": Variant(
         what="messages between channels by chance", network={"shuffle_edges": True}
     ),
-    "rewards": Variant(what="advantages are rewards, no ranks", ppo={"ranked": False}),
     "accuracy": Variant(what="no competition", reward={"self_competition": "accuracy"}),
     "raw": Variant(what="no score among the features", network={"feature_names": RAW}),
     "networks_30": Variant(what="30 networks", first=30),

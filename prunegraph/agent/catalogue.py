@@ -67,7 +67,6 @@ def catalogue_config(
         group_offset_rate=0.0,
         group_noise_rate=0.0,
         group_noise_weight=1.0,
-        ranked=True,
     )
     return replace(config, ppo=ppo, episodes_per_update=PAIRS * options.update_size)
 

@@ -34,9 +34,6 @@ class PPOConfig:
         group_noise_rate: step of the groups' offsets along ``mean(A noise)``, the evolution
             strategies' estimate, in an update.
         group_noise_weight: weight in the loss of the same estimate for the policy network.
-        ranked: advantages are ranks within each (network, budget) pair. Rewards of one pair differ
-            a hundred times as much as those of another, and the worst masks of a pair more than
-            all others: as they are, few masks would decide.
         surrogate_steps: steps on surrogate rollouts after each update, each on fresh ones: masks
             that a model of all episodes so far predicts (``Surrogate``). Needs one-step episodes
             whose observation a network and a budget fix; 0 = none.
@@ -55,7 +52,6 @@ class PPOConfig:
     group_noise_end: float = 0.12
     group_noise_rate: float = 0.5
     group_noise_weight: float = 0.0
-    ranked: bool = False
     surrogate_steps: int = 0
     surrogate_rate: float = 0.15
     swaps: int = 0

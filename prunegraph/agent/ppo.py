@@ -13,7 +13,6 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor, nn
 
-from prunegraph.agent.advantages import ranked, standardise
 from prunegraph.agent.config import PPOConfig
 from prunegraph.agent.distribution import MaskedBernoulli
 from prunegraph.agent.policy import ChannelPruningPolicy
@@ -46,6 +45,9 @@ SURROGATE_LEARNING_RATE = 3e-4
 
 CAUTION, PLANNED_CAUTION = 0.5, 1.0
 """Deviations of its own error by which a prediction is lowered: of rollouts, of planned masks."""
+
+EQUAL = 1e-5
+"""Advantages that differ by less, relative to the largest, are equal: rewards lose digits."""
 
 MOST_UPDATES = 3
 """Updates at the most, in those that the networks would pay for if no mask came twice: of a small
@@ -180,8 +182,7 @@ class ChannelPPO(PPO):
         """Update the policy on the whole rollout, ``epochs`` times."""
         self.policy.set_training_mode(True)
         observations, actions, returns = self._rollout()
-        compare = ranked if self.config.ranked else standardise
-        advantages = compare(returns, self._pairs(observations, "step_share"))
+        advantages = standardise(returns, self._pairs(observations, "step_share"))
         ids = observations["graph_id"].reshape(-1).long()
         noise = torch.cat(self.policy.noises) if self.policy.noises else None  # [B, G_max]
         old_bits: Tensor | None = None
@@ -410,6 +411,24 @@ def summary(records: Sequence[Mapping[str, float]]) -> dict[str, float]:
 def update_seed(seed: int, update: int) -> int:
     """Return a seed that (seed, number of the update) fix."""
     return int(np.random.SeedSequence([seed, update]).generate_state(1, np.uint64)[0] >> 1)
+
+
+def standardise(advantages: Tensor, pairs: Tensor) -> Tensor:
+    """Return advantages with mean 0 in each pair and standard deviation 1 over all.
+
+    Args:
+        advantages: ``[B]``.
+        pairs: ``[B]`` which (network, budget) each belongs to: a network that is easier to prune
+            must not make its masks look good. The only one of a pair gets 0, and so does each
+            where all of a pair are equal but for rounding.
+    """
+    centred = advantages.clone()
+    for pair in pairs.unique():
+        members = pairs == pair
+        centred[members] -= centred[members].mean()
+    if centred.abs().max() <= EQUAL * max(1.0, float(advantages.abs().max())):
+        return torch.zeros_like(centred)
+    return centred / (centred.std(correction=0) + 1e-8)
 
 
 def equal_share(actions: Tensor) -> float:

@@ -1,6 +1,5 @@
 """Updates: per-bit clipping, shared advantages, reproducible noise."""
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -8,12 +7,12 @@ import numpy as np
 import pytest
 import torch
 
-from prunegraph.agent.advantages import ranked, standardise
 from prunegraph.agent.config import PPOConfig
 from prunegraph.agent.distribution import MaskedBernoulli
 from prunegraph.agent.ppo import (
     ChannelPPO,
     equal_share,
+    standardise,
     summary,
     update_seed,
 )
@@ -83,17 +82,6 @@ def test_equal_rewards_move_nothing_but_rounding(make_model: MakeModel) -> None:
     assert standardise(torch.ones(4), torch.zeros(4)).abs().max() == 0.0
     rounded = torch.tensor([0.8137, 0.81370005, 0.8136999, 0.8137])  # as float32 leaves them
     assert standardise(rounded, torch.zeros(4)).abs().max() == 0.0
-
-
-def test_ranks_weigh_all_pairs_alike_and_no_mask_more_than_its_place() -> None:
-    rewards = torch.tensor([1.0, -9.0, 0.0, 0.001, 0.003, 0.002, 5.0, 5.0])
-    pairs = torch.tensor([0, 0, 0, 1, 1, 1, 2, 2])
-    high = math.sqrt(1.5)
-    expected = [high, -high, 0.0, -high, high, 0.0, 0.0, 0.0]
-    torch.testing.assert_close(ranked(rewards, pairs), torch.tensor(expected))
-    ties = ranked(torch.tensor([1.0, 1.0, -1.0, -2.0]), torch.zeros(4))
-    assert ties[0] == ties[1] > 0 > ties[2] > ties[3]
-    assert abs(float(ties.sum())) < 1e-6
 
 
 def test_equal_share() -> None:
