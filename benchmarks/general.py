@@ -179,7 +179,7 @@ def rows(policies: Sequence[Path], label: str, searches: bool) -> dict[str, tupl
         searches: searches are run too.
     """
     found: dict[str, tuple[int, Choose]] = {
-        name: (0, by_method(name)) for name in (*HEURISTICS, *PEERS)
+        name: (0, by_method(name)) for name in (*HEURISTICS, "prior", *PEERS)
     }
     found[PORTFOLIO] = 0, portfolio
     found["policy:resnet-cifar"] = 0, applied(Path("resnet-cifar"))
