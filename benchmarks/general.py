@@ -47,7 +47,6 @@ from prunegraph.methods.method import Problem
 from prunegraph.methods.prior import PRIORS, rank_priors
 from prunegraph.methods.registry import make_method
 from prunegraph.runs.catalogue import Catalogue, run_catalogue
-from prunegraph.runs.context import RunContext
 from prunegraph.runs.options.config import TrainConfig
 from prunegraph.runs.options.yaml_file import parse
 from prunegraph.runs.plan import USUAL_HEURISTICS
@@ -239,7 +238,7 @@ def run_rows(options: argparse.Namespace, config: TrainConfig) -> None:
                 for name, (seed, choose) in asked.items():
                     key, done = f"{share:g} {name}", done + 1
                     if key not in content["rows"]:
-                        context = context or _context(catalogue, path, config)
+                        context = context or catalogue.context(path, seed=0)
                         budget = Budget(keep_macs=share)
                         content["rows"][key] = measure(context, budget, choose, seed)
                         write_json(file, content)
@@ -253,7 +252,7 @@ def run_quick(options: argparse.Namespace, config: TrainConfig) -> str:
     found: dict[str, dict[str, list[float]]] = {f"{share:g}": {} for share in options.at}
     for path in catalogue.part(options.part)[: options.first]:
         budgets = [Budget(keep_macs=float(share)) for share in found]
-        subject = Subject(quick_problem(_context(catalogue, path, config), budgets[0]))
+        subject = Subject(quick_problem(catalogue.context(path, seed=0), budgets[0]))
         for budget, rows in zip(budgets, found.values(), strict=True):
             masks = [subject.problem.project(subject.prior(budget).scores, budget)]
             masks += [subject.mask(policy, budget) for policy in policies.values()]
@@ -275,10 +274,6 @@ def run_quick(options: argparse.Namespace, config: TrainConfig) -> str:
         mean = statistics.fmean(columns[0])
         lines.append(f"| {share} | {len(rows)} | {mean:.3f} | {' | '.join(gains)} |")
     return "\n".join(lines)
-
-
-def _context(catalogue: Catalogue, path: Path, config: TrainConfig) -> Context:
-    return RunContext(target=catalogue.load(path), options=config, seed=0).measures
 
 
 def show(out: Path, choose: Path, figure: str) -> str:

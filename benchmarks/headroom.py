@@ -26,6 +26,7 @@ import torch
 from sklearn.ensemble import HistGradientBoostingRegressor
 from sklearn.linear_model import Ridge
 from sklearn.model_selection import GroupKFold
+from torch import Tensor
 
 from prunegraph.agent.catalogue import SUBSET, quick_problem
 from prunegraph.agent.subject import Subject
@@ -36,7 +37,6 @@ from prunegraph.core.masks import Float64Array, IntArray
 from prunegraph.graph.features import FEATURE_NAMES
 from prunegraph.methods.cem import CrossEntropySearch, shifted
 from prunegraph.runs.catalogue import Catalogue
-from prunegraph.runs.context import RunContext
 from prunegraph.runs.options.config import TrainConfig
 from prunegraph.runs.options.yaml_file import parse
 
@@ -50,49 +50,59 @@ APART = 9000
 """Between the seeds of two collections."""
 
 
-def move(subject: Subject, budget: Budget, rng: np.random.Generator) -> Float64Array:
-    """Return the offset of each free group ``[G]`` that a search ends with."""
-    problem = dataclasses.replace(subject.problem, budget=budget)
-    evaluator, groups = problem.evaluator, problem.graph.free_groups
-    prior = subject.prior(budget).scores.astype(np.float64)
-    cem = CrossEntropySearch(population=POPULATION)
-    mean, deviation = np.zeros(len(groups)), np.full(len(groups), cem.sigma)
-    means = []
-    for _ in range(STEPS):
-        offsets = mean + deviation * rng.normal(size=(POPULATION, len(groups)))
-        offsets[0] = mean
-        few = evaluator.narrow(evaluator.draw_subset(SUBSET, int(rng.integers(2**31))))
-        found = [
-            evaluator.evaluate(shifted(problem, prior, groups, offset), few).kl
-            for offset in offsets
-        ]
-        best = np.argsort(np.array(found), kind="stable")[: cem.num_elites]
-        mean, deviation = cem.refit(mean, deviation, offsets[best])
-        means.append(mean)
-    moved: Float64Array = np.mean(means[-LAST:], axis=0)
-    return moved
-
-
 def measure(subject: Subject, budget: Budget, rng: np.random.Generator) -> dict[str, Any]:
     """Return offsets, the gain by them in percent of the divergence, and the groups' features."""
-    offset = move(subject, budget, rng)
-    problem = dataclasses.replace(subject.problem, budget=budget)
-    groups, prior = problem.graph.free_groups, subject.prior(budget).scores.astype(np.float64)
-    before, after = (
-        float(problem.evaluator.evaluate(shifted(problem, prior, groups, each)).kl or 0.0)
-        for each in (0.0 * offset, offset)
-    )
+    problem, prior = dataclasses.replace(subject.problem, budget=budget), subject.prior(budget)
+    evaluator, groups = problem.evaluator, problem.graph.free_groups
+    start = prior.scores.astype(np.float64)
+
+    def divergence(offset: Float64Array, subset: Tensor | None = None) -> float:
+        outcome = evaluator.evaluate(shifted(problem, start, groups, offset), subset)
+        return float(outcome.kl or 0.0)
+
+    def draw() -> Tensor | None:
+        return evaluator.narrow(evaluator.draw_subset(SUBSET, int(rng.integers(2**31))))
+
+    offset = search(divergence, draw, len(groups), rng)
     features = subject.features(budget, FEATURE_NAMES)
     units = [problem.graph.groups[group].units for group in groups]
     return {
         "budget": budget.keep_macs,
-        "prior": subject.prior(budget).name,
-        "gain": 100.0 * math.log(after / before),
+        "prior": prior.name,
+        "gain": 100.0 * math.log(divergence(offset) / divergence(np.zeros_like(offset))),
         "offset": offset.tolist(),
         "sizes": [len(own) for own in units],
         "means": [features[own].mean(0).tolist() for own in units],
         "deviations": [features[own].std(0).tolist() for own in units],
     }
+
+
+def search(
+    divergence: Callable[[Float64Array, Tensor | None], float],
+    draw: Callable[[], Tensor | None],
+    count: int,
+    rng: np.random.Generator,
+) -> Float64Array:
+    """Return the offset of each of so many groups that a search ends with.
+
+    Args:
+        divergence: of the network with such offsets on a subset of the search images.
+        draw: draws the subset of a step.
+        count: of the groups.
+        rng: draws the offsets.
+    """
+    cem = CrossEntropySearch(population=POPULATION)
+    mean, deviation = np.zeros(count), np.full(count, cem.sigma)
+    means = []
+    for _ in range(STEPS):
+        offsets = mean + deviation * rng.normal(size=(POPULATION, count))
+        offsets[0] = mean
+        few = draw()
+        order = np.argsort([divergence(offset, few) for offset in offsets], kind="stable")
+        mean, deviation = cem.refit(mean, deviation, offsets[order[: cem.num_elites]])
+        means.append(mean)
+    moved: Float64Array = np.mean(means[-LAST:], axis=0)
+    return moved
 
 
 def collect(options: argparse.Namespace, config: TrainConfig) -> None:
@@ -105,7 +115,7 @@ def collect(options: argparse.Namespace, config: TrainConfig) -> None:
         for done, path in enumerate(paths, start=1):
             file = options.out / f"{path.stem}.json"
             if not file.is_file():
-                context = RunContext(target=catalogue.load(path), options=config, seed=0).measures
+                context = catalogue.context(path, seed=0)
                 subject = Subject(quick_problem(context, budgets[0]))
                 number = int(path.stem.partition("-")[0])
                 rng = np.random.default_rng(APART * options.seed + number)

@@ -22,6 +22,7 @@ from prunegraph.core.errors import BudgetError, ConfigError
 from prunegraph.core.splits import Dataset
 from prunegraph.core.tensors import parameter_digest
 from prunegraph.data import EMBEDDED
+from prunegraph.methods.context import Context
 from prunegraph.models import WeightsInfo, weights_info
 from prunegraph.runs.context import RunContext
 from prunegraph.runs.folder import RunFolder, open_run
@@ -79,6 +80,10 @@ class Catalogue:
             self._datasets[key] = load_images(config, info)
         return image_classification.load(config, dataset=self._datasets[key])
 
+    def context(self, path: Path, seed: int) -> Context:
+        """Return what measures a network."""
+        return RunContext(target=self.load(path), options=self._config, seed=seed).measures
+
 
 def load_subjects(
     catalogue: Catalogue, paths: Sequence[Path], config: TrainConfig, console: Console
@@ -95,9 +100,7 @@ def load_subjects(
     budgets = catalogue_budgets(config)
     with console.progress("load networks", len(paths)) as report:
         for number, path in enumerate(paths, start=1):
-            target = catalogue.load(path)
-            context = RunContext(target=target, options=config, seed=config.seed).measures
-            subject = Subject(quick_problem(context, budgets[0]))
+            subject = Subject(quick_problem(catalogue.context(path, config.seed), budgets[0]))
             try:
                 for budget in budgets:
                     subject.prior(budget)
