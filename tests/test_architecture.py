@@ -53,7 +53,7 @@ def test_imports_go_one_way(path: Path) -> None:
         if parts[0] == "prunegraph" and len(parts) > 1:
             assert parts[1] in allowed(own), f"{path}:{node.lineno} imports {module}"
         if parts[0] == "stable_baselines3":
-            assert own in {"agent", "methods", "runs"}, f"{path}:{node.lineno} imports {module}"
+            assert own in {"agent", "methods"}, f"{path}:{node.lineno} imports {module}"
         if parts[0] == "flwr":
             assert path.name == "flower.py", f"{path}:{node.lineno} imports {module}"
 
