@@ -1,4 +1,4 @@
-"""Teach the policy network what searches found, so that it knows it without searching.
+"""Distill into the policy network what searches found, so that it knows it without searching.
 
 A search moves offsets that belong to one network (``InstanceOffsets``); the policy network, which
 is what can be used on other networks, learns little beside them. After the search the network is

@@ -2,7 +2,7 @@
 
 The masks that a policy draws scatter about what it knows, and it follows the model of the outcomes
 slowly. Swaps climb that model at once: each drops a channel, keeps another one, or both, within
-the budget. Planning on a model improves the policy's actions, from which it then learns: expert
+the budget. Local search on a model improves the policy's actions, from which it then learns: expert
 iteration (Anthony et al. 2017, arXiv 1705.08439).
 """
 

@@ -22,23 +22,23 @@ class AgentOptions:
 
     Attributes:
         subset: search images on which an update scores its networks; default: 1,500, or all.
-        constraint: how the agent meets the budget: by a threshold that repair completes, or by a
+        constraint: how the agent meets the budget: bias is a threshold on the scores, lagrangian a
             multiplier on the overshoot.
-        self_competition: what a pruned network competes with: the best one so far, running averages
-            (ema), or nothing (accuracy).
-        metric: what is compared: soft_accuracy is the mean probability of the right class, of which
-            fewer images tell as much; kl (to the dense network) is for weights that have seen the
-            search images; a catalogue is trained by it in any case.
+        self_competition: what a pruned network competes with: the best one so far, a running
+            average (ema), or nothing (accuracy).
+        metric: what is compared: accuracy; soft_accuracy, the mean probability of the right class,
+            which needs fewer images; kl, the divergence from the dense network, for weights that
+            have seen the search images. A catalogue always takes kl.
         granularity: decide on the whole network in one step, or group by group.
         update_size: networks an update of the policy.
         learning_rate: step size of the policy.
-        surrogate_steps: steps of the policy after each update on masks whose outcome a surrogate
-            predicts; 0: learn from networks that were run alone. None are made with granularity
-            group or constraint lagrangian.
-        swaps: at most so many swaps of one unit for another improve every second mask, by the
-            surrogate, before it is run; 0: none.
-        distill_steps: steps for each network of the search, after it, that teach the policy what
-            was found, for use on other networks.
+        surrogate_steps: steps of the policy after each update on masks that a surrogate scores; 0:
+            learn only from networks that were run. None are made with granularity group or
+            constraint lagrangian.
+        swaps: swaps of one unit for another, at most, that improve every second mask before it is
+            run, by the surrogate; 0: none.
+        distill_steps: steps of distillation for each network that the search ran; they train the
+            policy for use on other networks.
     """
 
     subset: int | None = None

@@ -23,10 +23,10 @@ from prunegraph.core.errors import ConfigError
 from prunegraph.core.masks import BoolArray, FloatArray
 from prunegraph.core.seeding import seeded
 
-IMAGINED_BITS = 200_000
+ROLLOUT_BITS = 200_000
 """Bits of all surrogate rollouts of a step together: fewer episodes for larger networks."""
 
-LEAST_IMAGINED, MOST_IMAGINED = 32, 384
+LEAST_ROLLOUTS, MOST_ROLLOUTS = 32, 384
 """Surrogate episodes a step for each network and budget."""
 
 MOST_RATIO = 10.0
@@ -43,8 +43,8 @@ MAX_GRAD_NORM = 0.5
 SURROGATE_LEARNING_RATE = 3e-4
 """Adam's step size in a step on surrogate rollouts."""
 
-CAUTION, PLANNED_CAUTION = 0.5, 1.0
-"""Deviations of its own error by which a prediction is lowered: of rollouts, of planned masks."""
+CAUTION, SWAP_CAUTION = 0.5, 1.0
+"""Deviations of its own error by which a prediction is lowered: of rollouts, of swapped masks."""
 
 EQUAL = 1e-5
 """Advantages that differ by less, relative to the largest, are equal: rewards lose digits."""
@@ -113,9 +113,7 @@ class ChannelPPO(PPO):
         self.policy.initial_temperature = config.temperature_start
         self.surrogate = Surrogate(self.policy.thresholds, self.policy.network.prior)
         if config.surrogate_steps and config.swaps:
-            self.policy.plan = partial(
-                self.surrogate.plan, most=config.swaps, caution=PLANNED_CAUTION
-            )
+            self.policy.plan = partial(self.surrogate.plan, most=config.swaps, caution=SWAP_CAUTION)
         env.greedy = self.greedy_mask
 
     @property
@@ -283,7 +281,7 @@ class ChannelPPO(PPO):
         return gain / self.policy.group_noise**2 / len(ids)
 
     def _remember(self, observations: dict[str, Tensor], ids: Tensor) -> None:
-        """Teach the surrogate this update's episodes."""
+        """Show the surrogate this update's episodes."""
         competition = self.competitors.competition
         if len(competition.pending) != len(ids):
             msg = (
@@ -309,7 +307,7 @@ class ChannelPPO(PPO):
         first = [int(torch.nonzero(pairs == pair)[0]) for pair in pairs.unique()]
         rows = {name: value[first] for name, value in observations.items()}
         copies = min(
-            max(IMAGINED_BITS // rows["action_mask"].numel(), LEAST_IMAGINED), MOST_IMAGINED
+            max(ROLLOUT_BITS // rows["action_mask"].numel(), LEAST_ROLLOUTS), MOST_ROLLOUTS
         )
         ids = rows["graph_id"].reshape(-1).long().repeat_interleave(copies)
         pairs = pairs[first].repeat_interleave(copies)

@@ -43,7 +43,7 @@ class Surrogate:
         metric: Metric,
         update: int,
     ) -> None:
-        """Teach the models an update's episodes.
+        """Show the models an update's episodes.
 
         Args:
             episodes: B episodes.

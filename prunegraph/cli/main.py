@@ -59,7 +59,7 @@ class Command(NamedTuple):
 
 COMMANDS = {
     "pretrain": Command(
-        "train a network, from scratch or on",
+        "train a network, from scratch or further",
         "runs.options.config:PretrainConfig",
         "runs.pretrain:run_pretrain",
     ),

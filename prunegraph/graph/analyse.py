@@ -402,7 +402,7 @@ def analyse(
             costs are those of ``example_inputs`` alone.
         trial: prune every unit, in rounds, and compare with the zero-masked network; units that
             the forward cannot lose (literal sizes) are frozen with the reason.
-        attention: what a class of attention is: a whole head, or one position of the width of all
+        attention: what a unit of attention is: a whole head, or one position of the width of all
             heads. For both, prune by one, analyse the pruned network by the other.
 
     Raises:

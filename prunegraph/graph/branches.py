@@ -20,7 +20,7 @@ class Leaving:
 
     Attributes:
         module: its path.
-        units: class ids; it leaves when none of them stays.
+        units: their numbers; it leaves when none of them stays.
         kind: a branch is added to a residual stream, a norm is read by branches alone, and what a
             block adds to the stream are branches alone.
         results: entries of the tuple that a branch returns; 0 = a tensor.

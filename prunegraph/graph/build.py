@@ -28,7 +28,7 @@ NO_CLASSES = np.empty(0, dtype=np.int64)
 
 LAYER_SIZES = frozenset({"in_channels", "out_channels", "in_features", "out_features"})
 
-ParamClasses = dict[str, dict[int, IntArray]]
+ParamUnits = dict[str, dict[int, IntArray]]
 
 
 class GraphBuilder:
@@ -120,7 +120,7 @@ class GraphBuilder:
         )
 
     def labels_of(self, units: IntArray) -> Tensor:
-        """Return one label of each class (after ``build``)."""
+        """Return one label of each unit (after ``build``)."""
         components, first = np.unique(self.components, return_index=True)
         wanted = np.isin(self._lookup[components], units)
         return torch.from_numpy(first[wanted])
@@ -303,7 +303,7 @@ class GraphBuilder:
             )
         return tuple(nodes)
 
-    def _terms(self, units: ParamClasses, ops: tuple[OpNode, ...]) -> list[CostTerm]:
+    def _terms(self, units: ParamUnits, ops: tuple[OpNode, ...]) -> list[CostTerm]:
         terms = [
             CostTerm(
                 kind=MACS,
@@ -321,9 +321,9 @@ class GraphBuilder:
         return terms
 
     def _groups(
-        self, units: ParamClasses, ops: tuple[OpNode, ...], frozen: BoolArray
+        self, units: ParamUnits, ops: tuple[OpNode, ...], frozen: BoolArray
     ) -> tuple[tuple[Group, ...], IntArray]:
-        """Gather the units with the same members, in order of their first class.
+        """Gather the units with the same members, in order of their first unit.
 
         One alone is frozen: nothing of such a group can go.
         """

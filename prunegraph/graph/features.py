@@ -117,7 +117,7 @@ def in_stream(graph: StructureGraph) -> BoolArray:
 
 
 def num_producers(graph: StructureGraph) -> IntArray:
-    """Return ``[N]`` how many ops write each class.
+    """Return ``[N]`` how many ops write each unit.
 
     A depthwise convolution passes its channels on and does not count, a layer that is called twice
     counts once.
@@ -234,7 +234,7 @@ def _position_columns(graph: StructureGraph) -> dict[str, Float64Array]:
 
 
 def _mean_log_over_ops(graph: StructureGraph, attribute: str) -> Float64Array:
-    """Return ``[N]`` the mean log of an op's attribute over the ops that touch each class."""
+    """Return ``[N]`` the mean log of an op's attribute over the ops that touch each unit."""
     total = np.zeros(graph.num_units)
     count = np.zeros(graph.num_units)
     for op in graph.ops:
@@ -245,8 +245,8 @@ def _mean_log_over_ops(graph: StructureGraph, attribute: str) -> Float64Array:
     return result
 
 
-def _counts(graph: StructureGraph, classes_of_op: list[IntArray]) -> IntArray:
-    joined = np.concatenate([*classes_of_op, np.zeros(0, dtype=np.int64)])
+def _counts(graph: StructureGraph, units_of_op: list[IntArray]) -> IntArray:
+    joined = np.concatenate([*units_of_op, np.zeros(0, dtype=np.int64)])
     return np.bincount(joined, minlength=graph.num_units)
 
 

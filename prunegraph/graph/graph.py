@@ -27,13 +27,13 @@ from prunegraph.graph.rounding import allowed, kinds_of
 
 @dataclass(frozen=True, kw_only=True)
 class Group:
-    """Classes that share one set of (parameter, axis) members.
+    """Units that share one set of (parameter, axis) members.
 
     Attributes:
         name: module path of the first layer that produces the channels.
-        units: ``[size]`` class ids.
+        units: ``[size]`` their numbers.
         members: the slices removed with a unit, as ``"parameter:axis"``.
-        frozen: why no class of the group may be removed, or None.
+        frozen: why no unit of the group may be removed, or None.
         min_keep: the least number of units that stays.
     """
 
@@ -86,7 +86,7 @@ class OpNode:
 
     @property
     def read_units(self) -> IntArray:
-        """Class id at each position that it reads; a depthwise one reads what it writes."""
+        """Unit at each position that it reads; a depthwise one reads what it writes."""
         return self.out_units if self.depthwise else self.in_units
 
 
@@ -119,7 +119,7 @@ class SizeAttribute:
         place: keys under which the integer lies in it, if it is a tuple, list or dict, perhaps of
             tuples, as einops' layers have it, or an object of settings; () = it is the integer
             itself.
-        units: class ids of the positions that the size counts, with one axis for each axis of
+        units: units of the positions that the size counts, with one axis for each axis of
             the shape that varies: ``[heads, width]``; -1 = a position that always stays.
         axis: the axis of ``units`` that the attribute counts.
     """
@@ -160,10 +160,10 @@ class StructureGraph:
         ops: M operations with multiply-adds, in order of execution.
         frozen_ops: what froze units, and why.
         param_units: parameter or buffer name -> axis -> unit at each position of the axis.
-        gathers: path of each ``ChannelGather`` -> class ids of its input and output channels.
-        attention: what a class of attention is, "head" or "width"; see ``analyse``.
+        gathers: path of each ``ChannelGather`` -> units of its input and output channels.
+        attention: what a unit of attention is, "head" or "width"; see ``analyse``.
         size_attributes: attributes of modules that surgery sets to the kept sizes.
-        means: path of a module -> class ids of each axis of its means; the axis, from the end.
+        means: path of a module -> units of each axis of its means; the axis, from the end.
         cost_model: the exact costs.
         memory_model: the exact peak memory; None in a graph that comes from no recorded forward.
         latency_model: a prediction of the milliseconds of a forward; None until it is measured.
@@ -239,8 +239,8 @@ class StructureGraph:
         return kinds_of(self)
 
     @cached_property
-    def channels_per_class(self) -> IntArray:
-        """``[G]`` channels in a class of each group, which are positions on every axis it lies on.
+    def channels_per_unit(self) -> IntArray:
+        """``[G]`` channels in a unit of each group, which are positions on every axis it lies on.
 
         1 for plain layers; a grouped convolution has a unit's channel in each of its groups.
         """
@@ -374,7 +374,7 @@ class StructureGraph:
         removed_frozen = np.flatnonzero(self.frozen & ~keep)
         if removed_frozen.size:
             group = self.groups[int(self.group_of[removed_frozen[0]])]
-            msg = f"class {removed_frozen[0]} of {group.name} is frozen: {group.frozen}"
+            msg = f"unit {removed_frozen[0]} of {group.name} is frozen: {group.frozen}"
             raise MaskError(msg)
         short = np.flatnonzero(kept < self.min_keep)
         if short.size:

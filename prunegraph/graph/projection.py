@@ -71,7 +71,7 @@ def project(graph: "StructureGraph", scores: FloatArray, budget: Budget) -> Chan
     """Keep units in descending score, each if it still fits; ties go by index.
 
     The result is maximal: no removed unit fits any more, so the repaired cost lies nearer to the
-    budget than the cheapest class that could still be added; but none opens a sub-layer that has
+    budget than the cheapest unit that could still be added; but none opens a sub-layer that has
     left wholly. With ``budget.round_to`` units come
     in blocks that take a group from one allowed width to the next, in descending mean score; with
     ``budget.uniform`` in blocks that take all groups of a kind there.

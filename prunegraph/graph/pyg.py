@@ -32,7 +32,7 @@ def to_pyg(graph: StructureGraph) -> Data:
         PyG ``Data`` with nodes 0 .. N-1 = prunable units and N .. N+M-1 = ops.
 
     Shapes:
-        - ``edge_index [2, E]`` int64: each op has one edge with every distinct class that it reads
+        - ``edge_index [2, E]`` int64: each op has one edge with every distinct unit that it reads
           and every one that it writes, and the reverse of each
         - ``edge_attr [E, 4]`` float32: one-hot over ``RELATION_NAMES``
         - ``op_x [M, F_op]`` float32: see ``features.OP_FEATURE_NAMES``
@@ -56,9 +56,9 @@ def to_pyg(graph: StructureGraph) -> Data:
     )
 
 
-def _edges(classes_of_op: list[IntArray], num_channels: int) -> IntArray:
+def _edges(units_of_op: list[IntArray], num_channels: int) -> IntArray:
     """Return ``[2, E]`` channel node, op node."""
-    op_nodes = num_channels + np.arange(len(classes_of_op))
-    sizes = [units.size for units in classes_of_op]
-    channels = np.concatenate([*classes_of_op, np.zeros(0, dtype=np.int64)])
+    op_nodes = num_channels + np.arange(len(units_of_op))
+    sizes = [units.size for units in units_of_op]
+    channels = np.concatenate([*units_of_op, np.zeros(0, dtype=np.int64)])
     return np.stack([channels, np.repeat(op_nodes, sizes)]).astype(np.int64)

@@ -24,7 +24,7 @@ class Blocks:
     """The units that are not of a group's minimum, in the order in which they are added.
 
     Attributes:
-        units: ``[R]`` class ids, block after block.
+        units: ``[R]`` numbers of units, block after block.
         ends: ``[B]`` end of each block in ``units``.
         series: ``[B]`` number of the groups that each block widens; the blocks of a series come in
             the order of their widths.
@@ -108,11 +108,11 @@ def rounding_units(graph: "StructureGraph", round_to: int | None) -> IntArray:
 
     Args:
         graph: the structure.
-        round_to: multiple of channels; None = no rounding, each unit is one class.
+        round_to: multiple of channels; None = no rounding, each block is one unit.
     """
     if round_to is None:
         return np.ones(len(graph.groups), dtype=np.int64)
-    return round_to // np.gcd(round_to, graph.channels_per_class)
+    return round_to // np.gcd(round_to, graph.channels_per_unit)
 
 
 def least_widths(graph: "StructureGraph", round_to: int | None) -> IntArray:

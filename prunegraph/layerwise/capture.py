@@ -27,7 +27,7 @@ class Read:
         activation: what it reads. A view that no other layer has, so that the gradient that
             arrives here is the layer's own share, whoever else reads the same tensor.
         axis: the activation's channel axis.
-        units: class id at each position of that axis.
+        units: unit at each position of that axis.
     """
 
     op: OpNode
@@ -43,11 +43,11 @@ class Read:
 
     @cached_property
     def column(self) -> Tensor:
-        """``[C]`` position in ``unique`` of each channel's class, on the activation's device."""
+        """``[C]`` position in ``unique`` of each channel's unit, on the activation's device."""
         inverse = np.searchsorted(self.unique, self.units)
         return torch.from_numpy(inverse).to(self.activation.device)
 
-    def by_class(self, values: Tensor) -> Tensor:
+    def by_unit(self, values: Tensor) -> Tensor:
         """Return the sums ``[..., U]`` of values ``[..., C]`` over each unit's channels."""
         sums = values.new_zeros(*values.shape[:-1], len(self.unique))
         return sums.index_add_(-1, self.column, values)

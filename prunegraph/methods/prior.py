@@ -53,7 +53,7 @@ BEST = 4
 """Heuristics that make the mean."""
 
 MEAN = f"mean of the best {BEST}"
-"""The start that averages the scores of the best of ``PRIORS``."""
+"""The prior that averages the scores of the best of ``PRIORS``."""
 
 NUM_PRIORS = len(PRIORS) + 1
 """Networks that are run to choose among all of a task."""
@@ -140,16 +140,16 @@ def rank_priors(
     def tried(name: str, scores: FloatArray) -> Prior:
         return Prior(name=name, scores=scores, divergence=divergence(graph.project(scores, limits)))
 
-    def ranked(starts: Sequence[Prior]) -> list[Prior]:
-        return sorted(starts, key=lambda start: worst_last(start.divergence))
+    def ranked(priors: Sequence[Prior]) -> list[Prior]:
+        return sorted(priors, key=lambda prior: worst_last(prior.divergence))
 
-    starts = ranked(
+    priors = ranked(
         [tried(name, scores_of_prior(name, graph, statistics, budget)) for name in names]
     )
-    if len(starts) <= BEST:
-        return starts
-    mean = np.mean([start.scores for start in starts[:BEST]], axis=0)
-    return ranked([*starts, tried(MEAN, standardised(graph, mean))])
+    if len(priors) <= BEST:
+        return priors
+    mean = np.mean([prior.scores for prior in priors[:BEST]], axis=0)
+    return ranked([*priors, tried(MEAN, standardised(graph, mean))])
 
 
 def worst_last(divergence: float) -> float:

@@ -174,7 +174,7 @@ class _Peer:
         size = np.ones(self._graph.num_units, dtype=np.int64)
         for group in self._base(ratio, self._ignored).step(interactive=True):
             module, units = next(self._written(group), (None, None))
-            whole = None if module is None else self._classes_of(module)
+            whole = None if module is None else self._units_of(module)
             if units is not None and whole is not None:
                 np.add.at(gone, units, 1)
                 size[units] = np.bincount(whole, minlength=len(size))[units]
@@ -219,11 +219,11 @@ class _Peer:
         """Yield the layers whose outputs a group cuts, and the units that it names there."""
         for dependency, positions in group:
             module = dependency.target.module
-            whole = self._classes_of(module)
+            whole = self._units_of(module)
             if whole is not None and dependency.handler.__name__ == "prune_out_channels":
                 yield module, whole[np.asarray(positions, dtype=np.int64)]
 
-    def _classes_of(self, module: nn.Module) -> IntArray | None:
+    def _units_of(self, module: nn.Module) -> IntArray | None:
         """Return the unit at each output channel of a layer, or None if it is not known."""
         axes = self._graph.param_units.get(f"{self._names.get(module)}.weight", {})
         return axes.get(1 if getattr(module, "transposed", False) else 0)

@@ -18,7 +18,7 @@ from prunegraph.graph.apply import apply_mask
 from prunegraph.graph.surgery import slice_plans
 
 NOISE = 0.5
-"""Deviation of what is added to the scores of each group and of each class."""
+"""Deviation of what is added to the scores of each group and of each unit."""
 
 
 class Subnet:

@@ -137,10 +137,10 @@ def test_a_grouped_convolution_counts_the_channels_of_all_its_groups() -> None:
         np.random.default_rng(0).normal(size=graph.num_units).astype(np.float32),
         Budget(keep_macs=0.6, round_to=8),
     )
-    for group, per_class in zip(graph.groups, graph.channels_per_class, strict=True):
+    for group, per_unit in zip(graph.groups, graph.channels_per_unit, strict=True):
         if group.frozen is None:
-            assert int(slim.keep[group.units].sum()) * per_class % 8 == 0
-    assert 4 in graph.channels_per_class
+            assert int(slim.keep[group.units].sum()) * per_unit % 8 == 0
+    assert 4 in graph.channels_per_unit
 
 
 def test_a_budget_below_the_rounded_minimum_says_the_least() -> None:

@@ -61,7 +61,7 @@ class LatencyTable:
         smallest: the latency of the network in which each group keeps its minimum.
         scale: network milliseconds for one of the layers'.
         offset: milliseconds that no width changes.
-        rates: ``[N]`` milliseconds for the bytes that a forward writes for each class.
+        rates: ``[N]`` milliseconds for the bytes that a forward writes for each unit.
         excess: of ten networks of uneven widths nine take at most this many times their prediction.
     """
 
@@ -324,7 +324,7 @@ class _LayerCall:
 
     @property
     def axes(self) -> tuple[IntArray, IntArray]:
-        """Classes on the output axis and on the input axis."""
+        """Units on the output axis and on the input axis."""
         return self.op.out_units, self.op.in_units
 
     def milliseconds(self, outs: int, ins: int, cache: dict[Any, float]) -> float:

@@ -101,7 +101,7 @@ class CostModel:
         self._pairs()
 
     def _pairs(self) -> None:
-        """List each (term, class) with the unit's positions on every axis of the term."""
+        """List each (term, unit) with the unit's positions on every axis of the term."""
         columns = [
             sparse.vstack([self.axis_counts, sparse.csr_array((1, self.num_units))]).tocsr()[axis]
             for axis in self.term_axes.T
@@ -138,9 +138,9 @@ class CostModel:
         base = self.sizes(keep.astype(np.float64))[self.term_axes][self.pair_term]  # [P, K]
         most = self.most[self.term_axes][self.pair_term]
         changed = np.minimum(base + sign * self.pair_delta, most).prod(axis=1)
-        return self._by_class(sign * (changed - np.minimum(base, most).prod(axis=1)))
+        return self._by_unit(sign * (changed - np.minimum(base, most).prod(axis=1)))
 
-    def _by_class(self, values: Float64Array) -> Float64Array:
+    def _by_unit(self, values: Float64Array) -> Float64Array:
         """Return the ``[2, N]`` sums over each unit's terms, times the terms' coefficients."""
         values = values * self.coefficient[self.pair_term]
         kinds = self.kind[self.pair_term]

@@ -1,7 +1,7 @@
 """Exact peak memory of a masked network's activations: which storages are alive at each operation.
 
-A storage's size is linear in the keep bits, because each of its positions belongs to one channel
-class: ``bytes(mask) = bytes_per_position * number of positions whose unit is kept``. The peak is
+A storage's size is linear in the keep bits, because each of its positions belongs to one
+unit: ``bytes(mask) = bytes_per_position * number of positions whose unit is kept``. The peak is
 the largest sum over the storages that are alive at once.
 """
 
@@ -15,7 +15,7 @@ from scipy import sparse
 from prunegraph.core.masks import BoolArray, Float64Array, IntArray
 
 ALWAYS = -1
-"""The class of positions that no mask removes."""
+"""The unit of positions that no mask removes."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -56,12 +56,12 @@ class MemoryModel:
         row = np.repeat(np.arange(len(kept)), [len(units) for units in kept])
         column = np.concatenate([*kept, np.zeros(0, dtype=np.int64)])
         size = np.array([storage.bytes_per_position for storage in storages], dtype=np.int64)
-        per_class = sparse.coo_array(
+        per_unit = sparse.coo_array(
             (size[row], (row, column)), shape=(len(kept), num_units)
         ).tocsr()  # adds up the positions of a unit
         always = [int((storage.units == ALWAYS).sum()) for storage in storages]
-        self.written: Float64Array = np.asarray(per_class.sum(axis=0), dtype=np.float64).ravel()
-        self._by_class = (alive @ per_class).tocsr()  # [T, N] of each moment
+        self.written: Float64Array = np.asarray(per_unit.sum(axis=0), dtype=np.float64).ravel()
+        self._by_unit = (alive @ per_unit).tocsr()  # [T, N] of each moment
         self._at_least = alive @ (size * np.array(always, dtype=np.int64))
 
     def peak(self, keep: BoolArray) -> int:
@@ -81,18 +81,18 @@ class MemoryModel:
 
     def bytes_in(self, moments: IntArray) -> Float64Array:
         """Return the bytes ``[B, N]`` that each unit needs in B moments."""
-        return np.asarray(self._by_class[moments].toarray())
+        return np.asarray(self._by_unit[moments].toarray())
 
     def at_stake(self, limit: float) -> BoolArray:
         """Return the units ``[N]`` alive when the whole network needs more bytes than a limit."""
-        ones = np.ones((1, self._by_class.shape[1]), dtype=np.int64)
-        above = self._by_class[self.moments(ones)[0] > limit]
+        ones = np.ones((1, self._by_unit.shape[1]), dtype=np.int64)
+        above = self._by_unit[self.moments(ones)[0] > limit]
         return np.asarray(above.sum(axis=0) > 0)
 
     def fits_with_each(self, keep: BoolArray, limit: float) -> BoolArray:
         """Return ``[N]`` where the peak stays within a limit if one removed unit joins."""
         room = limit - self.moments(keep[None].astype(np.int64))[0]
-        added = self._by_class.tocoo()
+        added = self._by_unit.tocoo()
         fits = np.ones(len(keep), dtype=bool)
         fits[added.col[added.data > room[added.row]]] = False
         return fits & bool((room >= 0).all())
@@ -100,7 +100,7 @@ class MemoryModel:
     def swapped(self, keep: BoolArray, drops: IntArray, adds: IntArray) -> Float64Array:
         """Return the peak bytes ``[D, A]`` after swaps; arguments as of ``CostFunction``."""
         left, joined = (
-            np.where(units >= 0, self._by_class[:, units].toarray(), 0) for units in (drops, adds)
+            np.where(units >= 0, self._by_unit[:, units].toarray(), 0) for units in (drops, adds)
         )  # [T, D], [T, A]
         with_each = self.moments(keep[None].astype(np.int64)).T + joined
         rows = [(with_each - gone[:, None]).max(axis=0, initial=0) for gone in left.T]
@@ -111,4 +111,4 @@ class MemoryModel:
 
         A moment is just before a storage dies: between two of them the sum only grows.
         """
-        return (self._by_class @ keep.T).T + self._at_least
+        return (self._by_unit @ keep.T).T + self._at_least

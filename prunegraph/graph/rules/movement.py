@@ -317,7 +317,7 @@ def unfold(recorder: LabelRecorder, call: OpCall) -> None:
 
 
 def fold(recorder: LabelRecorder, call: OpCall) -> None:
-    """``F.fold``: the taps of a channel are summed up, so they are one class."""
+    """``F.fold``: the taps of a channel are summed up, so they are one unit."""
     labels, taps = _channels_alone(recorder, call, -2), math.prod(call.args[2])
     parts = labels.narrow(-1, 0, 1).unflatten(-2, (-1, taps))
     recorder.store.unite(parts, parts.narrow(-2, 0, 1))

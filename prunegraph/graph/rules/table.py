@@ -76,7 +76,7 @@ def _drop(labels: Tensor, axes: Sequence[int], out: Tensor | None) -> Tensor:
 def reduction(recorder: LabelRecorder, call: OpCall) -> None:
     """Pass labels on along axes that are not reduced.
 
-    If another axis is labelled too, positions along the reduced one become one class: the width of
+    If another axis is labelled too, positions along the reduced one become one unit: the width of
     a head, paths that were stacked. If it is the only one, sums and norms pass, because a removed
     channel adds nothing; a mean, a maximum and the like are over the channels that are kept; all
     else freezes.
@@ -137,7 +137,7 @@ def scan(recorder: LabelRecorder, call: OpCall) -> None:
 def softmax(recorder: LabelRecorder, call: OpCall) -> None:
     """Pass labels on; a softmax over the only labelled axis freezes it.
 
-    If another axis is labelled too (paths that were stacked), the positions become one class.
+    If another axis is labelled too (paths that were stacked), the positions become one unit.
     """
     labels = recorder.labels_of(call.args[0])
     axis, varying = call.args[1] % labels.ndim, varying_axes(labels)

@@ -1,4 +1,4 @@
-"""Labels: an integer a position of an activation or parameter, and which of them are one class.
+"""Labels: an integer a position of an activation or parameter, and which of them are one unit.
 
 Activations carry a *label tensor* of their own full shape (stride 0 along axes that carry no
 channels), so that data movement needs no rule: the same op runs on the labels. Equalities are only
@@ -187,7 +187,7 @@ class LabelStore:
         return pair[0], pair[1]
 
     def freeze(self, labels: Tensor, cause: FrozenOp, *, expected: bool = False) -> None:
-        """Keep every class that these labels belong to."""
+        """Keep every unit that these labels belong to."""
         event = FreezeEvent(cause=cause, expected=expected)
         for label in distinct(labels).tolist():
             if label != NEUTRAL:

@@ -91,7 +91,7 @@ class LifetimeRecorder:
 
         Args:
             components: ``[num_labels]`` the component of each label.
-            unit_of: class id of each component, ``NEUTRAL`` where it has none.
+            unit_of: unit of each component, ``NEUTRAL`` where it has none.
         """
         found = []
         for record in self._records:

@@ -165,7 +165,7 @@ class Recording:
         splits: label tensors of views that divided a labelled axis.
         divided: all labels of them.
         parts_of_axes: equal parts into which labelled axes were split.
-        heads: labels of the batch axes of products: one class a head, not to be tied to others.
+        heads: labels of the batch axes of products: one unit a head, not to be tied to others.
         shared: what parts of divided axes were combined with.
         size_uses: sizes that a forward may have read from a module's attributes.
         filled: sizes of constants beside channels: any other use of an attribute counts more.
@@ -319,7 +319,7 @@ class Recording:
                 self.store.freeze(axes[whole], cause)
 
     def resolve_wide_outputs(self) -> None:
-        """Make one class of outputs that are very many, as the words of a language model.
+        """Make one unit of outputs that are very many, as the words of a language model.
 
         All stay: each alone would be a node of the graph, and a row of what is measured.
         """

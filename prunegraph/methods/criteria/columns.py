@@ -12,7 +12,7 @@ from prunegraph.methods.criteria.registry import measured_criterion
 BATCH_SIZE = 32
 
 
-class _Moments:
+class _InputSums:
     """Sums over what one layer reads in each channel.
 
     Args:
@@ -37,7 +37,7 @@ class _Moments:
         energy = self._squares / self.count
         if centred:
             energy -= (self._sum / self.count).square()
-        return self.read.by_class((energy * _weight_energy(self.read)).to(self.read.column.device))
+        return self.read.by_unit((energy * _weight_energy(self.read)).to(self.read.column.device))
 
 
 @measured_criterion("wanda", num_samples=256, of_the_layer=True)
@@ -70,18 +70,18 @@ def input_fluctuation(dense: Dense) -> Float64Array:
 
 
 def _summed(dense: Dense, *, centred: bool) -> Float64Array:
-    found: dict[str, _Moments] = {}
+    found: dict[str, _InputSums] = {}
 
     def visit(read: Read) -> None:
         if not read.op.depthwise:  # it passes a unit on to the layer that reads it next
-            found.setdefault(str(read.op.param), _Moments(read)).add(read)
+            found.setdefault(str(read.op.param), _InputSums(read)).add(read)
 
     dense.show_reads(visit, BATCH_SIZE)
     values = np.full(dense.graph.num_units, np.nan)
-    for moments in found.values():
-        unique = moments.read.unique
+    for each in found.values():
+        unique = each.read.unique
         values[unique] = np.nan_to_num(values[unique])
-        values[unique] += moments.losses(centred=centred).cpu().numpy()
+        values[unique] += each.losses(centred=centred).cpu().numpy()
     return values
 
 

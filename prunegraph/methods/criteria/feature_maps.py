@@ -56,7 +56,7 @@ def average_rank(dense: Dense) -> Float64Array:
     def visit(read: Read) -> None:
         ranks = torch.linalg.matrix_rank(_maps(read).float())  # [B, C]
         counts = torch.from_numpy(np.bincount(read.column.cpu().numpy()))
-        total = read.by_class(ranks.double().sum(0)).cpu() / counts
+        total = read.by_unit(ranks.double().sum(0)).cpu() / counts
         mean.add(read, total, len(ranks))
 
     dense.show_reads(visit, BATCH_SIZE)
@@ -65,12 +65,12 @@ def average_rank(dense: Dense) -> Float64Array:
 
 @measured_criterion("chip", num_samples=128, of_the_layer=True)
 def channel_independence(dense: Dense) -> Float64Array:
-    """Return what the feature maps lose in nuclear norm without each class.
+    """Return what the feature maps lose in nuclear norm without each unit.
 
     Sui et al. 2021 (NeurIPS, "CHIP: CHannel Independence-based Pruning for Compact Neural
-    Networks"), equation 4: the maps of one image are the rows of a matrix; the class's rows are set
+    Networks"), equation 4: the maps of one image are the rows of a matrix; the unit's rows are set
     to zero; the difference of the nuclear norms is averaged over the images. It costs one
-    eigenvalue problem a class, layer and image, of the smaller of channels and positions.
+    eigenvalue problem a unit, layer and image, of the smaller of channels and positions.
 
     Returns:
         ``[N]`` from 0 up; NaN where a unit is not read.

@@ -35,7 +35,7 @@ def gate_information(dense: Dense) -> Float64Array:
 
         def add(gradient: Tensor) -> None:
             channels = (values * gradient).movedim(axis, -1).flatten(0, -2).sum(0)
-            effect[read.unique] += read.by_class(channels).double().cpu().numpy()
+            effect[read.unique] += read.by_unit(channels).double().cpu().numpy()
 
         activation.register_hook(add)
 

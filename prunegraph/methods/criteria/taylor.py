@@ -51,20 +51,20 @@ class Effects:
         if not activation.requires_grad:
             return
         values = activation.detach()
-        by_class = replace(read, activation=values).by_class
+        by_unit = replace(read, activation=values).by_unit
 
-        def per_class(tensor: Tensor) -> Tensor:  # the hook must not hold the activation it is of
+        def per_unit(tensor: Tensor) -> Tensor:  # the hook must not hold the activation it is of
             rows = tensor.movedim(axis, 1).flatten(2).sum(2) if tensor.dim() > 2 else tensor
-            return by_class(rows)  # [B, U]
+            return by_unit(rows)  # [B, U]
 
         def gradient_hook(gradient: Tensor) -> None:
-            effect = per_class(values * gradient).double()
+            effect = per_unit(values * gradient).double()
             self.squared_effect[unique] += effect.square().sum(0).cpu().numpy()
 
         activation.register_hook(gradient_hook)
         positions = values.numel() // values.shape[axis]
-        self._absolute[unique] += per_class(values.abs()).double().sum(0).cpu().numpy()
-        self._zeros[unique] += per_class((values == 0).float()).double().sum(0).cpu().numpy()
+        self._absolute[unique] += per_unit(values.abs()).double().sum(0).cpu().numpy()
+        self._zeros[unique] += per_unit((values == 0).float()).double().sum(0).cpu().numpy()
         self._count[unique] += positions * np.bincount(read.column.cpu().numpy())
 
     def activations(self) -> tuple[Float64Array, Float64Array]:
@@ -88,11 +88,11 @@ def measure(
     the network. The Taylor importance of a unit follows Molchanov et al. 2019 (CVPR, "Importance
     Estimation for Neural Network Pruning"), equation 8: the squared sum of ``weight * gradient``,
 
-    ``taylor = sum over layers that read the class of
-    mean over samples i of (sum over the layer's weights w on the class of w * dL_i/dw)^2``
+    ``taylor = sum over layers that read the unit of
+    mean over samples i of (sum over the layer's weights w on the unit of w * dL_i/dw)^2``
 
     with L_i the loss of one sample. The weights are those of the layers that *read* the
-    class: for each, the inner sum equals ``sum over positions of a * dL_i/da`` with the activation
+    unit: for each, the inner sum equals ``sum over positions of a * dL_i/da`` with the activation
     ``a`` that the layer reads, to first order what the loss gains when the layer no longer sees it
     (after norm and activation function, whatever they are). Per MAC, at half the MACs of a
     ResNet-20, this kept 0.70 accuracy on search images; the same with the scales and shifts of the
@@ -113,7 +113,7 @@ def measure(
 
     Returns:
         ``[N]`` float32 of each name in ``STATISTIC_NAMES``, finite; frozen units hold 0. A free
-        class that a statistic cannot see (no norm over it, no layer that reads it) holds the mean
+        unit that a statistic cannot see (no norm over it, no layer that reads it) holds the mean
         of the units that it can see.
 
     Raises:

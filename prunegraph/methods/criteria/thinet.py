@@ -37,7 +37,7 @@ def removal_errors(dense: Dense) -> Float64Array:
     without groups and linear layers count; others are not seen.
 
     Returns:
-        ``[N]`` from 0 up, rising in the order of removal; NaN where no such layer reads a class.
+        ``[N]`` from 0 up, rising in the order of removal; NaN where no such layer reads a unit.
     """
     grams: dict[str, tuple[IntArray, Tensor]] = {}
     generator = torch.Generator().manual_seed(dense.seed)
@@ -45,7 +45,7 @@ def removal_errors(dense: Dense) -> Float64Array:
     def visit(read: Read) -> None:
         sampled = sample_contributions(read, generator)
         if sampled is not None:
-            own = read.by_class(sampled).double().cpu()  # [S, U]
+            own = read.by_unit(sampled).double().cpu()  # [S, U]
             unique, gram = grams.get(str(read.op.param), (read.unique, torch.tensor(0.0)))
             grams[str(read.op.param)] = (unique, gram + own.T @ own)
 

@@ -34,7 +34,7 @@ class Filters:
 
 
 class ClassMean:
-    """Means over the parts that measure a class.
+    """Means over the parts that measure a unit.
 
     Args:
         num_units: N.
@@ -136,7 +136,7 @@ def _distances(gram: Tensor) -> Tensor:
 
 
 def _norm_scale(model: nn.Module, graph: StructureGraph) -> Float64Array:
-    """Return the mean |scale| of batch, layer, group and RMS norms over each class."""
+    """Return the mean |scale| of batch, layer, group and RMS norms over each unit."""
     tensors: dict[str, Tensor] = dict(model.named_parameters(remove_duplicate=False))
     tensors.update(model.named_buffers(remove_duplicate=False))  # frozen batch norms hold buffers
     weights = {op.param for op in graph.ops}

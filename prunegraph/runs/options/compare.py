@@ -22,14 +22,14 @@ from prunegraph.runs.options.tasks import TaskOptions
 class CompareConfig(SearchOptions, TaskOptions, PruningOptions, NetworkConfig):
     """Compare the agent with every baseline at the same budget, in two stages.
 
-    Stage 1 reconstructs and recalibrates every row; stage 2 fine-tunes eight rows, chosen on the
+    Stage 1 reconstructs and recalibrates every row. Stage 2 fine-tunes eight rows, chosen on the
     search split, with every seed.
 
     Attributes:
         no_agent: compare the baselines alone; the report shows the best of them on the search split
             as the pruned network.
-        methods: all; heuristics (those that need no search); torch_pruning (its own pruners, if it
-            is installed; not part of all); names of baselines; or package.module:method, your own.
+        methods: all; heuristics (without a search); torch_pruning (its own pruners, if it is
+            installed; not part of all); names of methods; or package.module:method, your own.
         seeds: search and fine-tuning seeds.
         finetune_best: fine-tune the agent, the best baseline on the search split and the dense
             network alone; default: eight rows and the dense network.

@@ -75,9 +75,9 @@ class DataConfig(CommonConfig):
             data set's own.
         search_share: share of the training images that is set aside for the search where the data
             set has no validation folder.
-        split_seed: seed of that cut; the same for every command that uses the same weights.
-        no_flip: training images are not mirrored, for digits, letters, left and right (those of
-            dataset digits never are); default: what the weights' JSON names.
+        split_seed: seed of that cut; give all commands that use the same weights the same one.
+        no_flip: do not mirror training images: digits, letters, signs (those of dataset digits
+            never are); default: what the weights' JSON names.
     """
 
     section: ClassVar[str] = "data"
@@ -101,12 +101,12 @@ class StructureConfig(DataConfig):
 
     Attributes:
         exclude: modules whose weights keep their shapes: names, or globs as 'layer1.*'.
-        keep_at_least: MODULES=SHARE, as 'layer4.*=0.8': at least this share of the channels there,
-            those that are read too, stays.
+        keep_at_least: MODULES=SHARE, as 'layer4.*=0.8': at least this share of the channels that
+            these modules write and read stays.
         pretrain_epochs: epochs to train a network that has no weights; default: 40 on digits, 12 of
             the embedded language model, 8 on the embedded utterances, 60 on recordings; 0 for
             package.module:factory; other image sets need weights, or this option.
-        attention: what is removed of one: whole heads, or a part of the width of all its heads.
+        attention: what is removed of an attention: whole heads, or a part of each head's width.
     """
 
     section: ClassVar[str] = "what"
@@ -208,9 +208,10 @@ class BudgetOptions:
     Attributes:
         keep_macs: at most this share of the multiply-adds remains; default 0.5 without a limit.
         keep_params: at most this share of the parameters remains.
-        max_memory: at most this many bytes of activations alive at once, for one image.
-        max_latency: at most this many milliseconds a forward of one image, on this device: apply
-            measures it (the fastest of 50, and 5 % for noise), searches go by layers timed before.
+        max_memory: at most this many bytes of activations are alive at once, for one image.
+        max_latency: a forward of one image takes at most this many milliseconds on this device:
+            apply measures it (the fastest of 50, with 5 % for noise), the others predict it from
+            layers that are timed before.
     """
 
     section: ClassVar[str] = "budget"
@@ -236,17 +237,16 @@ class PruningOptions(BudgetOptions):
             (needs peft); they are merged at its end.
         batch_size: samples a step of the fine-tune; default: 128 images, 8 texts, 32 sentences or
             utterances.
-        finetune_on_search: fine-tune on the search images too, when every choice has been made, as
-            tables do whose networks train on all training images.
+        finetune_on_search: fine-tune on the search images too, after every choice, as published
+            tables do.
         distill: weight in [0, 1] of the dense network's outputs in the fine-tune's loss; 0: labels
             alone, which takes less time.
         calibration_images: training images that recalibrate batch norm after pruning; in searches
             512 at most.
-        reconstruct: with --no-reconstruct the kept weights stay as they are; default: they take
-            over what the removed channels gave, by least squares on those images, before a pruned
-            network is scored or fine-tuned.
-        layer_by_layer: with --no-layer-by-layer all layers are reconstructed at once, which takes
-            less time; default: one after another, each makes up for what those before it leave.
+        reconstruct: leave the kept weights as they are; default: they are reconstructed by least
+            squares on those images before a pruned network is scored or fine-tuned.
+        layer_by_layer: reconstruct all layers at once, which takes less time; default: one after
+            another, each on its inputs in the pruned network.
         workers: searches and fine-tunes that run side by side, each in a process with its share of
             the threads; default: one a thread on a CPU, else one. If the number is given, it is
             also how many networks of a single search are evaluated at once.
@@ -298,12 +298,12 @@ class SearchOptions:
 
     Attributes:
         networks: pruned networks that one search may evaluate, everything counted.
-        policy: search on from a trained policy: resnet-cifar, which comes with the package, a run
-            folder of train, or a policy file; default: from an untrained one.
+        policy: trained policy that the agent's search begins with: resnet-cifar, which comes with
+            the package, a run folder of train, or a policy file; default: a heuristic.
         budgets: shares of the multiply-adds to train the policy for, one an episode; default: the
-            budget.
-        ray: evaluate the networks of a search on a Ray cluster: its address, auto (the one that
-            this machine belongs to), or local.
+            run's budget.
+        ray: evaluate the networks of a search on a Ray cluster: its address, auto (this machine's
+            own), or local.
         agent: what studies of the agent change.
     """
 
@@ -326,15 +326,15 @@ class SearchOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class PretrainConfig(DataConfig):
-    """Train a network on the train split, from scratch or on; resumes where it was interrupted.
+    """Train a network on the train split, from scratch or further; resumes if interrupted.
 
     Attributes:
         arch: resnet20, vgg16_bn, digits_resnet, torchvision:NAME, package.module:factory, ...;
             default: what the weights' JSON names, else digits_resnet.
-        weights: weights file to train on; default: from scratch.
-        slimmable: train random parts of the network, each step another one that keeps at least this
-            share of the multiply-adds, so that pruning costs less accuracy; give --weights too.
-        distill: weight in [0, 1] of the outputs that --weights give in the loss.
+        weights: weights file that is trained further; default: from scratch.
+        slimmable: train another random part of the network in each step, of at least this share of
+            the multiply-adds, so that pruning costs less accuracy; give --weights too.
+        distill: weight in [0, 1] in the loss of the outputs that --weights give.
         epochs: passes over the train split; default: 40 on digits, elsewhere 60, with weights 10.
         lr: peak learning rate; default: 0.1, with weights 0.05.
         batch_size: images a step.
@@ -375,11 +375,13 @@ class TrainConfig(SearchOptions, TaskOptions, PruningOptions, NetworksConfig):
     Several networks train one policy. A catalogue trains a policy alone: no network is pruned.
 
     Attributes:
-        catalogue: folder of weights files, each with its JSON beside it: those whose JSON names no
-            part, or the part train, are trained on, --networks pruned ones for each of them.
+        catalogue: folder of weights files, each with its JSON beside it; the policy learns on those
+            whose JSON names no part, or the part train, by --networks pruned networks of each.
         search_seeds: independent searches; the best mask on the search split wins.
-        baselines: all: thirteen heuristics, CEM, random search, the sampler; heuristics: those;
-            none.
+        baselines: all: thirteen heuristics, CEM, random search, the sampler; heuristics: the
+            thirteen; none.
+        sparsity: not for this command, which removes channels; see prune and compare.
+        pattern: the same.
         out: run folder; default: runs/ARCH-DATASET-KEEP. The same command resumes.
     """
 
@@ -429,12 +431,14 @@ class PruneConfig(SearchOptions, TaskOptions, PruningOptions, NetworkConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class ApplyConfig(TaskOptions, PruningOptions, NetworkConfig):
-    """Prune a network with a trained policy: no search, no reward.
+    """Prune a network with a trained policy, without a search.
 
     Attributes:
         policy: resnet-cifar, which comes with the package; run folder of ``train``, or a policy
             file.
-        out: run folder; default: runs/apply-ARCH-DATASET-KEEP.
+        sparsity: not for this command, which removes channels; see prune and compare.
+        pattern: the same.
+        out: run folder; default: runs/apply-ARCH-DATASET-KEEP. The same command resumes.
     """
 
     command: ClassVar[str] = "apply"

@@ -1,6 +1,6 @@
 """``prunegraph COMMAND --help``: options by section, each with its type and what it does.
 
-The text is that of the classes' docstrings. What only studies need shows with ``--help-all``.
+The text is that of the classes' docstrings. Rare options show with ``--help-all`` alone.
 """
 
 import dataclasses
@@ -143,7 +143,7 @@ def help_text(kind: type, command: str, *, whole: bool) -> str:
     Args:
         kind: the class of its options.
         command: its name.
-        whole: with the options that only studies need.
+        whole: with the hidden options.
     """
     found = [option for option in options_of(kind) if whole or not option.hidden]
     places = "".join(f" {option.name}" for option in found if not option.name.startswith("--"))
@@ -153,7 +153,7 @@ def help_text(kind: type, command: str, *, whole: bool) -> str:
         lines += ["", f"{section}:"] * bool(inside)
         lines += [line for option in inside for line in _lines(option)]
     lines += ["", "help:", *_entry("--help, -h", "show this and exit")]
-    lines += _entry("--help-all", "show the options too that only studies need")
+    lines += _entry("--help-all", "show all options")
     lines += ["", "examples:"]
     lines += [f"  prunegraph {command} {words}".rstrip() for words in EXAMPLES[command]]
     return "\n".join(lines) + "\n"

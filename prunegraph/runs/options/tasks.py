@@ -27,14 +27,14 @@ class TaskOptions:
             NAME.tsv.gz of --dataset NAME in --data-dir; speech_recognition: --weights is a folder
             of Whisper or a file of the small recogniser, --data-dir holds recordings (digits.csv
             and a zip a language), default: the small one, trained first on rows of digits.
-        report_on: split of the table of sentences that is reported on, test or dev; default: the
-            first of them that it has.
+        report_on: split of the table of sentences that is reported on, test or dev; default: test,
+            else dev.
         calibration_text: text that a language model is measured and trained on: a file, a folder of
             text files, or datasets:NAME:CONFIG:SPLIT; default: the English text of Python.
         test_text: text that perplexities are reported on; default: another part of that text.
         calibration_tokens: tokens that each seed draws of the calibration text; default: 16384.
         window: tokens of a window; default: 1024, at most what the network takes.
-        languages: those that are trained on; default: all of the recordings.
+        languages: languages of the recordings that are used; default: all.
         sparsity: this share of the weights becomes zero, for methods of single weights.
         pattern: where the zeros lie: n:m, as 2:4, keeps n of each m weights in a row; columns:
             whole inputs of layers; default: anywhere.

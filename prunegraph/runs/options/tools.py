@@ -74,16 +74,16 @@ class ExportConfig(CommonConfig):
     """Export the pruned network of a run, and check that the file computes the same.
 
     Attributes:
-        run: run folder of a command that prunes; of ``compare`` one of its cells.
+        run: run folder of a command that prunes; of ``compare`` a folder in its ``cells``.
         format: onnx; torch-export (a .pt2 program, which needs torch alone); safetensors: the
             weights, with a recipe beside them that cuts a freshly built network to fit them;
             sparse: a small file without the weights that are zero (artefacts.sparse.load_sparse).
         out: file to write, a new one with the format's suffix; default: RUN/pruned.onnx,
             RUN/pruned.pt2, RUN/exported.safetensors (and exported.recipe.json), RUN/pruned.sparse.
-        language: whose network it is, of masks of several languages.
+        language: whose network is written, where there is a mask for each language.
         arch: the network's name, needed if it is package.module:factory: it is code that is run.
-        dynamic_axes: axes of the input, besides the batch, whose size the file is to leave open: 2
-            3 for images of any size, 1 for sequences of any length.
+        dynamic_axes: axes of the input, besides the batch, whose size the file leaves open: 2 3
+            for images of any size, 1 for sequences of any length.
     """
 
     command: ClassVar[str] = "export"
@@ -102,7 +102,7 @@ class VerifyConfig(CommonConfig):
 
     Attributes:
         run: run folder of a command that prunes.
-        data_dir: where the data set lies now, if not where the run found it.
+        data_dir: where the data set lies now, if it was moved.
         dataset: the name of its data set, if that is package.module:function: it is code that is
             run.
         arch: the names of its networks that are package.module:factory: they are code that is run.
