@@ -23,8 +23,8 @@ result = pg.prune(task, method, pg.Budget(sparsity=0.9))
 result.summary()
 
 # %%
-# In the last level all six are trained to the end, which chooses nothing. It shows whether a look
-# after four steps tells what is best after twelve.
+# In the last level all six are trained to the end. This shows whether the loss after four steps
+# tells which is best after twelve.
 
 selection = result.report["selection"]
 figure, axes = plt.subplots(layout="constrained")

@@ -1,4 +1,4 @@
-"""``prunegraph pretrain``: train a network on the train split, from scratch or on."""
+"""``prunegraph pretrain``: train a network on the train split, from scratch or further."""
 
 import dataclasses
 import hashlib
