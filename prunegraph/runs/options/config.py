@@ -209,9 +209,8 @@ class BudgetOptions:
         keep_macs: at most this share of the multiply-adds remains; default 0.5 without a limit.
         keep_params: at most this share of the parameters remains.
         max_memory: at most this many bytes of activations are alive at once, for one image.
-        max_latency: a forward of one image takes at most this many milliseconds on this device:
-            apply measures it (the fastest of 50, with 5 % for noise), the others predict it from
-            layers that are timed before.
+        max_latency: at most this many milliseconds a forward of one image, on this device: apply
+            measures it (fastest of 50, 5 % for noise), others predict it from timed layers.
     """
 
     section: ClassVar[str] = "budget"
@@ -237,10 +236,8 @@ class PruningOptions(BudgetOptions):
             (needs peft); they are merged at its end.
         batch_size: samples a step of the fine-tune; default: 128 images, 8 texts, 32 sentences or
             utterances.
-        finetune_on_search: fine-tune on the search images too, after every choice, as published
-            tables do.
-        distill: weight in [0, 1] of the dense network's outputs in the fine-tune's loss; 0: labels
-            alone, which takes less time.
+        finetune_on_search: fine-tune on the search images too, after every choice.
+        distill: weight in [0, 1] of the dense network's outputs in the loss; 0: labels alone.
         calibration_images: training images that recalibrate batch norm after pruning; in searches
             512 at most.
         reconstruct: leave the kept weights as they are; default: they are reconstructed by least
@@ -375,13 +372,12 @@ class TrainConfig(SearchOptions, TaskOptions, PruningOptions, NetworksConfig):
     Several networks train one policy. A catalogue trains a policy alone: no network is pruned.
 
     Attributes:
-        catalogue: folder of weights files, each with its JSON beside it; the policy learns on those
-            whose JSON names no part, or the part train, by --networks pruned networks of each.
+        catalogue: folder of weights files with their JSON files; the policy learns by --networks
+            pruned networks of each, but of those whose JSON names a part other than train.
         search_seeds: independent searches; the best mask on the search split wins.
-        baselines: all: thirteen heuristics, CEM, random search, the sampler; heuristics: the
-            thirteen; none.
-        sparsity: not for this command, which removes channels; see prune and compare.
-        pattern: the same.
+        baselines: all: thirteen heuristics, CEM, random search, sampler; heuristics: those; none.
+        sparsity: not for this command, which removes channels.
+        pattern: not for this command.
         out: run folder; default: runs/ARCH-DATASET-KEEP. The same command resumes.
     """
 
@@ -436,8 +432,8 @@ class ApplyConfig(TaskOptions, PruningOptions, NetworkConfig):
     Attributes:
         policy: resnet-cifar, which comes with the package; run folder of ``train``, or a policy
             file.
-        sparsity: not for this command, which removes channels; see prune and compare.
-        pattern: the same.
+        sparsity: not for this command, which removes channels.
+        pattern: not for this command.
         out: run folder; default: runs/apply-ARCH-DATASET-KEEP. The same command resumes.
     """
 
