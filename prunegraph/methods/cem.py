@@ -42,7 +42,7 @@ class CrossEntropySearch(ChannelMethod):
     the best of all others - are scored on all search images, which decides by accuracy. Where a
     steadier figure is measured (``Outcome.steady``), it takes the place of accuracy and loss.
 
-    Args:
+    Attributes:
         population: networks a step.
         num_elites: candidates that the distribution is refitted to, weighted by rank.
         sigma: deviation at the start, in deviations of the prior over the free units.

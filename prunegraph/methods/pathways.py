@@ -167,8 +167,8 @@ class Pathways(MaskedTraining):
     """A mask for each language, by its own gradients; languages share the weights that both keep.
 
     Attributes:
-        emphasis: on absolute values beside gradients in the score of a weight; large = nearly one
-            mask for all.
+        emphasis: weight of absolute values beside gradients in a score; large = nearly one mask for
+            all.
         reselect: weights that are gone may come back, with the values that they had; otherwise each
             mask only shrinks.
         start: ``"one"`` mask for all, which keeps everything; masks of the final sparsity by
@@ -301,8 +301,9 @@ class OneMaskByScore(MaskedTraining):
     """One mask by the mean of the languages' scores: what of the gain the score explains.
 
     Attributes:
-        emphasis: see ``Pathways``.
-        reselect: see ``Pathways``.
+        emphasis: weight of absolute values beside gradients in a score.
+        reselect: weights that are gone may come back, with the values that they had; otherwise the
+            mask only shrinks.
     """
 
     name: ClassVar[str] = "one_mask_by_score"

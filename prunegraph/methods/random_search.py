@@ -24,8 +24,8 @@ class RandomSearch(ChannelMethod):
     is drawn anew); the best are scored again on all of them, which decides by accuracy. Where a
     steadier figure is measured (``Outcome.steady``), it takes the place of both.
 
-    Args:
-        least_share: in (0, 1].
+    Attributes:
+        least_share: least of the numbers that shares are proportional to, in (0, 1].
     """
 
     least_share: float = 0.2

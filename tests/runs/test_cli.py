@@ -1,3 +1,4 @@
+import dataclasses
 import errno
 import json
 import re
@@ -12,6 +13,7 @@ import torch
 from prunegraph.agent.options import AgentOptions
 from prunegraph.cli import main as cli
 from prunegraph.core.errors import ConfigError
+from prunegraph.methods.registry import BY_NAME, CLASSES, SEARCHES, load
 from prunegraph.runs import inspect
 from prunegraph.runs.options import yaml_file as options
 from prunegraph.runs.options.compare import CompareConfig
@@ -228,6 +230,18 @@ def test_the_help_ends_with_three_examples_that_the_command_takes(
         program, command, *words = shlex.split(line)
         assert (program, command) == ("prunegraph", name)
         assert options.parse(cli.load(cli.COMMANDS[name].options), words) is not None
+
+
+@pytest.mark.parametrize("name", sorted({*SEARCHES, *BY_NAME} - {"sampler"}))
+def test_the_help_of_prune_shows_the_options_of_a_method(
+    name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, out, _ = run(f"prune {name} --help", capsys)
+    assert code == 0
+    kind = load(CLASSES[name])
+    fields = dataclasses.fields(kind) if dataclasses.is_dataclass(kind) else ()
+    shown = re.findall(rf"^  --{name.replace('_', '-')}\.([\w-]+) ", out, re.M)
+    assert shown == [field.name.replace("_", "-") for field in fields]
 
 
 def test_the_help_tells_defaults_in_words(capsys: pytest.CaptureFixture[str]) -> None:

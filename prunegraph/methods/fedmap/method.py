@@ -47,10 +47,10 @@ class Federation(TrainedWeights):
     """A network that clients train by turns, each on its own samples.
 
     Attributes:
-        clients: how many there are.
-        dirichlet: concentration of the shares of each class; small = few classes a client; None:
+        clients: that the samples are divided among.
+        dirichlet: concentration of the shares of each class; small = few classes a client; default:
             samples at random.
-        participants: clients that train in each round, drawn by the seed; None: all.
+        participants: clients that train in each round, drawn by the seed; default: all.
         rounds: how often the server averages.
         epochs: passes of a client over its samples in a round.
         batch_size: samples a step.

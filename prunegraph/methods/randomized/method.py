@@ -48,7 +48,7 @@ class Levels(TrainedWeights):
         early: steps after which each is judged; 0: as it is.
         steps: of the whole training of a level.
         batch_size: samples a step.
-        lr: peak learning rate; None: ``RELATIVE_LR`` of the weights' root mean square.
+        lr: peak learning rate; default: a hundredth of the weights' root mean square.
         distill: share of the dense network's outputs in the loss, in [0, 1].
     """
 

@@ -105,13 +105,16 @@ class Option:
     needed: bool
 
 
-def options_of(kind: type, prefix: str = "", section: str = "") -> Iterator[Option]:
+def options_of(
+    kind: type, prefix: str = "", section: str = "", *, switches: bool = True
+) -> Iterator[Option]:
     """Yield the options that a class of options gives a command.
 
     Args:
         kind: a dataclass.
         prefix: of their names.
         section: where they stand; default: where their classes say. They are hidden if it is given.
+        switches: what is true or false takes no value.
     """
     hints, texts = typing.get_type_hints(kind, include_extras=True), _texts(kind)
     for field in dataclasses.fields(kind):
@@ -125,25 +128,27 @@ def options_of(kind: type, prefix: str = "", section: str = "") -> Iterator[Opti
             continue
         named = next((mark.name for mark in marks if isinstance(mark, Section)), None)
         flag = f"{prefix}{field.name}".replace("_", "-")
-        flag = f"no-{flag}" if field.default is True else flag
+        flag = f"no-{flag}" if field.default is True and switches else flag
+        value = _value(hint) or ("" if switches else "{true,false}")
         placed = tyro.conf.Positional in marks
         yield Option(
             name=field.name.upper() if placed else f"--{flag}",
-            value="" if placed else _value(hint),
-            text=texts[field.name] + ("" if placed else _default(field)),
+            value="" if placed else value,
+            text=texts[field.name] + ("" if placed else _default(field, switches)),
             section=section or named or _section(kind, field.name),
             hidden=bool(section) or HIDDEN in marks,
             needed=_is_needed(field),
         )
 
 
-def help_text(kind: type, command: str, *, whole: bool) -> str:
+def help_text(kind: type, command: str, *, whole: bool, method: Any = None) -> str:
     """Return the help of a command.
 
     Args:
         kind: the class of its options.
         command: its name.
         whole: with the hidden options.
+        method: class of a method whose options are shown too.
     """
     found = [option for option in options_of(kind) if whole or not option.hidden]
     places = "".join(f" {option.name}" for option in found if not option.name.startswith("--"))
@@ -152,6 +157,9 @@ def help_text(kind: type, command: str, *, whole: bool) -> str:
         inside = [option for option in found if option.section == section]
         lines += ["", f"{section}:"] * bool(inside)
         lines += [line for option in inside for line in _lines(option)]
+    if method is not None and _texts(method):
+        own = options_of(method, f"{method.name}.", "method", switches=False)
+        lines += ["", f"{method.name}:", *(line for option in own for line in _lines(option))]
     lines += ["", "help:", *_entry("--help, -h", "show this and exit")]
     lines += _entry("--help-all", "show all options")
     lines += ["", "examples:"]
@@ -188,12 +196,14 @@ def _is_needed(field: "dataclasses.Field[Any]") -> bool:
     return field.default is field.default_factory is dataclasses.MISSING
 
 
-def _default(field: "dataclasses.Field[Any]") -> str:
+def _default(field: "dataclasses.Field[Any]", switches: bool) -> str:
     """Return an option's default in words; nothing where its text tells it."""
     value = field.default
     if _is_needed(field):
         return " (needed)"
-    if value is None or isinstance(value, bool) or value == ():
+    if isinstance(value, bool) and not switches:
+        return f" (default: {str(value).lower()})"
+    if value in (None, (), "") or isinstance(value, bool):
         return ""
     return f" (default: {' '.join(map(str, value)) if isinstance(value, tuple) else value})"
 

@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterable, Sequence
 
 from prunegraph.core.errors import ConfigError, suggest
-from prunegraph.methods.registry import FEDERATED
+from prunegraph.methods.registry import BY_NAME, FEDERATED, SEARCHES, load
 
 FEDERATION = "federation"
 """Stands for all methods that train a federation: its options are of each of them."""
@@ -41,6 +41,13 @@ def split_words(words: Sequence[str], own: Iterable[str]) -> tuple[list[str], tu
             value = "true" if alone else waiting.pop(0)
         found.append(f"{match[1].replace('-', '_')}.{match[2].replace('-', '_')}={value}")
     return left, tuple(found)
+
+
+def method_of(words: Sequence[str]) -> type | None:
+    """Return the class of the first method that the words of a command line name, if one does."""
+    homes = {**SEARCHES, **BY_NAME}
+    found: type | None = next((load(homes[word]) for word in words if word in homes), None)
+    return found
 
 
 def options_of(given: Sequence[str], name: str) -> dict[str, str]:

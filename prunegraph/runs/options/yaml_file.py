@@ -24,7 +24,7 @@ from prunegraph.policies import is_shipped
 from prunegraph.runs.options.checks import check_trusted
 from prunegraph.runs.options.config import CommonConfig
 from prunegraph.runs.options.help import help_text, options_of
-from prunegraph.runs.options.methods import split_words
+from prunegraph.runs.options.methods import method_of, split_words
 from prunegraph.runs.options.tasks import DATASETS
 from prunegraph.runs.options.values import arguments_of, option_names, show
 
@@ -156,7 +156,9 @@ def parse(kind: type[Config], words: list[str]) -> Config | None:
     """
     asked = {"-h", "--help", "--help-all"}.intersection(words)
     if asked:
-        sys.stdout.write(help_text(kind, kind.command, whole="--help-all" in asked))
+        method = method_of(words) if "method" in option_names(kind) else None
+        whole = "--help-all" in asked
+        sys.stdout.write(help_text(kind, kind.command, whole=whole, method=method))
         return None
     defaults = _defaults(kind, words)
     of_methods: tuple[str, ...] = ()
