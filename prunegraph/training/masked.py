@@ -81,7 +81,8 @@ class MaskedWeights:
         self._decay = decay
         names = () if decay is None else self._parameters
         self._squares = {
-            group: {n: torch.zeros_like(self._parameters[n]) for n in names} for group in self.masks
+            group: {n: torch.zeros_like(self._parameters[n], dtype=torch.float32) for n in names}
+            for group in self.masks
         }
         self._handles = [
             optimizer.register_step_pre_hook(self._clear_gradients),
