@@ -1,6 +1,7 @@
 """Walks by blocks: the order, what is re-fed, and what an interrupted walk keeps."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -189,6 +190,52 @@ def test_projections_of_one_input_share_a_hessian() -> None:
     gate, up = (found[f"{layer}.mlp.{name}_proj.weight"] for name in ("gate", "up"))
     assert q is k
     assert gate is up is not q
+
+
+class Loop(nn.Module):
+    """Two layers that read one tensor first; ``more`` of them reads another after it."""
+
+    def __init__(self, more: str) -> None:
+        super().__init__()
+        self.first, self.second, self.more = nn.Linear(4, 4), nn.Linear(4, 4), more
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.first(x) + self.second(x)
+        z: Tensor = self.get_submodule(self.more)(y)
+        return z
+
+
+@pytest.mark.parametrize("more", ["first", "second"])
+def test_layers_that_read_one_tensor_of_several_have_hessians_of_their_own(more: str) -> None:
+    torch.manual_seed(0)
+    block, batches = Loop(more), [torch.randn(8, 4) for _ in range(2)]
+    found: dict[str, Tensor] = {}
+
+    def note(matrix: Matrix) -> tuple[Tensor, Tensor]:
+        found[matrix.name.partition(".")[0]] = matrix.hessians[0].norms.square()
+        return matrix.weight, torch.ones_like(matrix.weight, dtype=torch.bool)
+
+    model = nn.Sequential(block)
+    walk = BlockWalk(model, prunable_weights(model), batches, run_model, blocks="0")
+    walk.run(lambda matrix: note(replace(matrix, name=matrix.name.removeprefix("0."))))
+    x = torch.cat(batches)
+    with torch.no_grad():
+        y = block.first(x) + block.second(x)
+    once, twice = (rows.square().mean(0) for rows in (x, torch.cat([x, y])))
+    other = "second" if more == "first" else "first"
+    assert torch.allclose(found[more], twice)
+    assert torch.allclose(found[other], once)
+
+
+def test_a_convolution_that_is_called_by_keyword_is_seen() -> None:
+    class Named(nn.Conv2d):
+        def __call__(self, x: Tensor) -> Any:
+            return super().__call__(input=x)
+
+    model = nn.Sequential(Named(3, 4, 3))
+    walk = BlockWalk(model, prunable_weights(model), [torch.randn(2, 3, 8, 8)], run_model)
+    walk.run(halve)
+    assert walk.unseen == []
 
 
 def test_a_layer_that_does_not_run_is_told() -> None:
