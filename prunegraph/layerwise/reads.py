@@ -83,9 +83,11 @@ class Reads(CallMode):
             handle.remove()
 
     def _hook(self, name: str) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:
+        generator = torch.Generator().manual_seed(0)  # other positions in each batch
+
         def add(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             inputs, *_ = (*args, *kwargs.values())
-            rows = read_rows(module, self._layers[name], inputs)
+            rows = read_rows(module, self._layers[name], inputs, generator)
             self._grams.setdefault(name, _Gram()).add(rows)
 
         return add
@@ -129,17 +131,19 @@ class Reads(CallMode):
         return made | {name: made[twin] for name, twin in self._twins.items()}
 
 
-def read_rows(module: nn.Module, layout: PrunableWeight, inputs: Tensor) -> Tensor:
+def read_rows(
+    module: nn.Module, layout: PrunableWeight, inputs: Tensor, generator: torch.Generator
+) -> Tensor:
     """Return ``[G, S, B]`` float32 the rows that the matrix of a layer is multiplied by.
 
     Args:
         module: a linear layer or convolution.
         layout: how its weight is seen as a matrix.
         inputs: what it reads in one call.
+        generator: draws the positions of convolutions.
     """
     if len(layout.shape) == 2:
         return inputs.reshape(1, -1, inputs.shape[-1]).float()
-    generator = torch.Generator().manual_seed(0)
     rows = sampled_inputs(module, inputs, generator, least=POSITIONS * len(inputs))
     rows = rows.reshape(len(rows), layout.groups, layout.num_inputs)
     if isinstance(module, TRANSPOSED):  # reads its kernel backwards

@@ -266,13 +266,26 @@ def test_rows_times_the_matrix_are_outputs(
     layout = next(iter(prunable_weights(layer).values()))
     dims = len(layout.shape) - 2
     inputs = torch.randn(3, 4) if dims == 0 else torch.randn(3, 4, *[7] * dims)
-    rows = read_rows(layer, layout, inputs)  # [G, S, B]
+    rows = read_rows(layer, layout, inputs, torch.Generator())  # [G, S, B]
     matrix = layout.matrix(layer.weight.detach()).unflatten(0, (layout.groups, -1))
     found = (rows @ matrix.transpose(1, 2)).transpose(0, 1).flatten(1)  # [S, C]
     bare = layer(inputs) - layer.bias.detach().reshape(-1, *[1] * dims)
     outputs = bare.flatten(2).movedim(1, 2).flatten(0, 1) if dims else bare
     assert found.shape == outputs.shape
     torch.testing.assert_close(found.norm(dim=0), outputs.norm(dim=0), rtol=1e-4, atol=1e-5)
+
+
+def test_a_convolution_is_seen_at_other_positions_in_each_batch() -> None:
+    image = torch.arange(256.0).reshape(1, 1, 16, 16) / 256.0  # the same in each batch
+    model = nn.Sequential(nn.Conv2d(1, 2, 1))
+    found: list[float] = []
+
+    def note(matrix: Matrix) -> tuple[Tensor, Tensor]:
+        found.append(float(matrix.hessians[0].norms.square()))
+        return matrix.weight, torch.ones_like(matrix.weight, dtype=torch.bool)
+
+    BlockWalk(model, prunable_weights(model), [image] * 64, run_model).run(note)
+    assert found == pytest.approx([float(image.square().mean())], rel=0.03)
 
 
 def test_an_interrupted_walk_goes_on_to_the_same_network(tmp_path: Path) -> None:
