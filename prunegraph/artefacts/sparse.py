@@ -8,10 +8,11 @@ import numpy as np
 import torch
 from torch import nn
 
-from prunegraph.core.errors import ArtefactError, MaskError, first_line
+from prunegraph.core.errors import ArtefactError, BudgetError, MaskError, first_line
 from prunegraph.core.files import write_bytes
 from prunegraph.core.kept import pack_kept, unpack_kept
 from prunegraph.core.masks import from_bytes, to_bytes
+from prunegraph.core.pattern import Pattern
 from prunegraph.core.reading import checked, parse_json
 from prunegraph.core.tensors import load_state, read_safetensors, state_tensors, to_safetensors
 from prunegraph.core.weight_mask import WeightMask
@@ -42,7 +43,11 @@ def save_sparse(path: Path | str, model: nn.Module, mask: WeightMask) -> None:
     packed = zlib.compress(to_bytes(flat.numpy()).tobytes(), 9)
     content = pack_kept(state_tensors(model), mask)
     content[BITS] = torch.from_numpy(np.frombuffer(packed, np.uint8).copy())
-    record = {"weights": list(mask.keep), "digest": mask.digest()}
+    record = {
+        "weights": list(mask.keep),
+        "pattern": str(mask.pattern),
+        "digest": mask.digest(),
+    }
     write_bytes(path, to_safetensors(content, {"sparse": json.dumps(record)}))
 
 
@@ -59,7 +64,8 @@ def load_sparse(path: Path | str, model: nn.Module) -> WeightMask:
     path, model = Path(path), unwrap(model)
     content, metadata = read_safetensors(path)
     text = checked(metadata, {"sparse": str}, str(path))["sparse"]
-    record = checked(parse_json(text, path), {"weights": list[str], "digest": str}, str(path))
+    wanted = {"weights": list[str], "pattern": str, "digest": str}
+    record = checked(parse_json(text, path), wanted, str(path))
     own = state_tensors(model)
     try:
         shapes = {name: own[name].shape for name in record["weights"]}
@@ -69,9 +75,17 @@ def load_sparse(path: Path | str, model: nn.Module) -> WeightMask:
         flat = torch.from_numpy(from_bytes(np.frombuffer(raw, np.uint8), size))
         pieces = flat.split([shape.numel() for shape in shapes.values()])
         keep = {n: piece.reshape(shapes[n]) for n, piece in zip(shapes, pieces, strict=True)}
-        mask = WeightMask(keep)
+        mask = WeightMask(keep, Pattern.parse(record["pattern"]))
         tensors = unpack_kept(content, own, mask)
-    except (KeyError, ValueError, TypeError, RuntimeError, zlib.error, MaskError) as error:
+    except (
+        LookupError,
+        ValueError,
+        TypeError,
+        RuntimeError,
+        zlib.error,
+        BudgetError,
+        MaskError,
+    ) as error:
         msg = f"{path} does not fit {type(model).__name__}: {first_line(error)}"
         raise ArtefactError(msg) from error
     if mask.digest() != record["digest"]:

@@ -62,6 +62,7 @@ class BlockWalk:
         blocks: glob of the names of blocks; default: see ``find_segments``.
         folder: where finished blocks are kept; None: nowhere.
         identity: what names the walk; a folder of another one is refused.
+        notes: what changing a weight notes of it, by name; kept with the blocks.
         progress: called with the number of finished blocks, and of all.
     """
 
@@ -75,11 +76,13 @@ class BlockWalk:
         blocks: str | None = None,
         folder: Path | None = None,
         identity: Mapping[str, Any] | None = None,
+        notes: dict[str, float] | None = None,
         progress: Callable[[int, int], None] | None = None,
     ) -> None:
         self.model, self.weights, self.batches = model, weights, batches
         self._forward, self._blocks, self._progress = forward, blocks, progress
         self._files = BlockFiles(folder=folder, identity=dict(identity or {}))
+        self._notes = {} if notes is None else notes
         self._keep: dict[str, Tensor] = {}
         self.unseen: list[str] = []
 
@@ -214,8 +217,13 @@ class BlockWalk:
 
     def _save(self, number: int, names: Sequence[str]) -> None:
         changed = [name for name in names if name in self._keep]
-        tensors = {f"weight:{name}": self.model.get_parameter(name) for name in changed}
-        self._files.save(number, tensors | {f"keep:{name}": self._keep[name] for name in changed})
+        tensors: dict[str, Tensor] = {
+            f"weight:{name}": self.model.get_parameter(name) for name in changed
+        }
+        tensors |= {f"keep:{name}": self._keep[name] for name in changed}
+        for name in self._notes.keys() & set(changed):
+            tensors[f"note:{name}"] = torch.tensor(self._notes[name], dtype=torch.float64)
+        self._files.save(number, tensors)
 
     def _load(self, number: int, names: Sequence[str]) -> None:
         """Take over the block that an earlier start has changed.
@@ -233,3 +241,5 @@ class BlockWalk:
                 raise self._files.misfit(number, name)
             parameter.copy_(weight)
             self._keep[name] = keep.bool()
+            if f"note:{name}" in tensors:
+                self._notes[name] = float(tensors[f"note:{name}"].sum())

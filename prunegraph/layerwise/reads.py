@@ -27,13 +27,14 @@ class _Gram:
 
     Attributes:
         total: ``[G, B, B]``, right on and below the diagonal alone.
-        last: what it read last, by which another layer that reads the same is told.
+        reads: what it has read in its first run, by which another layer that reads the same is
+            told; None afterwards.
     """
 
     def __init__(self) -> None:
         self.total: Tensor | None = None
         self.count = 0
-        self.last: Tensor | None = None
+        self.reads: list[Tensor] | None = []
 
     def add(self, rows: Tensor) -> None:
         """Add float32 rows ``[G, S, B]``, whatever precision the network runs in."""
@@ -57,7 +58,7 @@ class Reads(CallMode):
     """Adds up what layers read while the network runs.
 
     Linear layers are seen where their weight is used, in a function too (``dt_proj`` of Mamba);
-    others where they are called. A linear layer that reads the very tensor of another is its twin.
+    others where they are called. A linear layer that reads the very tensors of another is its twin.
     """
 
     def __init__(self, model: nn.Module, layers: Mapping[str, PrunableWeight]) -> None:
@@ -72,7 +73,8 @@ class Reads(CallMode):
             if isinstance(module, nn.Linear):
                 self._linear[id(module.weight)] = name
             else:
-                self._handles.append(module.register_forward_pre_hook(self._hook(name)))
+                hook = self._hook(name)
+                self._handles.append(module.register_forward_pre_hook(hook, with_kwargs=True))
 
     def __exit__(self, *exception: Any) -> None:
         """Let the network be as it was."""
@@ -80,9 +82,12 @@ class Reads(CallMode):
         for handle in self._handles:
             handle.remove()
 
-    def _hook(self, name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
-        def add(module: nn.Module, args: tuple[Any, ...]) -> None:
-            rows = read_rows(module, self._layers[name], args[0])
+    def _hook(self, name: str) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:
+        generator = torch.Generator().manual_seed(0)  # other positions in each batch
+
+        def add(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            inputs, *_ = (*args, *kwargs.values())
+            rows = read_rows(module, self._layers[name], inputs, generator)
             self._grams.setdefault(name, _Gram()).add(rows)
 
         return add
@@ -102,19 +107,20 @@ class Reads(CallMode):
     def _add_linear(self, name: str, inputs: Tensor) -> None:
         if name in self._twins:
             return
-        if name not in self._grams:
-            twin = next((own for own, gram in self._grams.items() if gram.last is inputs), None)
-            if twin is not None:
-                self._twins[name] = twin
-                return
         gram = self._grams.setdefault(name, _Gram())
-        gram.last = inputs
         gram.add(inputs.reshape(1, -1, inputs.shape[-1]).float())
+        if gram.reads is not None:
+            gram.reads.append(inputs)
 
     def forget(self) -> None:
-        """Let go of the tensors by which twins are told."""
-        for gram in self._grams.values():
-            gram.last = None
+        """End a run: let go of the tensors by which twins are told."""
+        fresh: dict[tuple[int, ...], str] = {}
+        for name, gram in [*self._grams.items()]:
+            reads = tuple(map(id, gram.reads or ()))
+            gram.reads = None
+            if reads and (twin := fresh.setdefault(reads, name)) != name:
+                self._twins[name] = twin
+                del self._grams[name]
 
     def hessians(self) -> dict[str, Sequence[Hessian]]:
         """Return those of each layer that ran; twins share theirs."""
@@ -125,17 +131,19 @@ class Reads(CallMode):
         return made | {name: made[twin] for name, twin in self._twins.items()}
 
 
-def read_rows(module: nn.Module, layout: PrunableWeight, inputs: Tensor) -> Tensor:
+def read_rows(
+    module: nn.Module, layout: PrunableWeight, inputs: Tensor, generator: torch.Generator
+) -> Tensor:
     """Return ``[G, S, B]`` float32 the rows that the matrix of a layer is multiplied by.
 
     Args:
         module: a linear layer or convolution.
         layout: how its weight is seen as a matrix.
         inputs: what it reads in one call.
+        generator: draws the positions of convolutions.
     """
     if len(layout.shape) == 2:
         return inputs.reshape(1, -1, inputs.shape[-1]).float()
-    generator = torch.Generator().manual_seed(0)
     rows = sampled_inputs(module, inputs, generator, least=POSITIONS * len(inputs))
     rows = rows.reshape(len(rows), layout.groups, layout.num_inputs)
     if isinstance(module, TRANSPOSED):  # reads its kernel backwards

@@ -10,7 +10,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from prunegraph.core.errors import DataError
 from prunegraph.core.precision import autocasting
-from prunegraph.core.splits import Batch, TrainSplit
+from prunegraph.core.splits import Batch, ReadyBatches, TrainSplit
 from prunegraph.core.task import Task
 from prunegraph.graph.copying import put_modes
 from prunegraph.tasks.classification import BATCH_SIZE
@@ -111,10 +111,12 @@ def recalibrate_on(model: nn.Module, task: Task, samples: TrainSplit) -> None:
     Args:
         model: the network; nothing but its batch-norm buffers changes.
         task: runs it on batches.
-        samples: shuffled ones; what is left after whole batches is not used.
+        samples: in any order, which may be that of the classes: they are shuffled, but for ready
+            batches. The last batch, which may be smaller, is not used.
     """
     if has_batch_norm(model):
-        batches = list(task.batches(samples, BATCH_SIZE))
+        seed = None if isinstance(samples.source, ReadyBatches) else 0
+        batches = list(task.batches(samples, BATCH_SIZE, seed=seed))
         whole = batches[:-1] or batches  # each batch counts alike
         recalibrate_bn(model, whole, forward=task.forward, autocast=task.autocast)
 

@@ -130,13 +130,14 @@ def check_pattern(mask: WeightMask, model: nn.Module) -> None:
         if name not in weights:
             msg = f"{name} is no weight of a linear layer or convolution, and the mask prunes it"
             raise MaskError(msg)
-        if not _follows(weights[name].matrix(bits), mask.pattern):
+        parts = weights[name].matrix(bits).chunk(weights[name].groups)
+        if not all(_follows(part, mask.pattern) for part in parts):
             msg = f"the zeros of {name} do not follow the pattern {mask.pattern} of the mask"
             raise MaskError(msg)
 
 
 def _follows(keep: Tensor, pattern: Pattern) -> bool:
-    """Tell whether keep bits ``[outputs, inputs]`` follow a pattern."""
+    """Tell whether keep bits ``[outputs, inputs]``, of a group of channels, follow a pattern."""
     if pattern.kind == "n:m":
         if keep.shape[1] % pattern.group:
             return False

@@ -134,14 +134,24 @@ class MaskedTraining(TrainedWeights):
         )
 
     def rising(self, task: Task, sparsity: float, **options: Any) -> MaskPlan:
-        """Return the plan in which the sparsity rises as a cubic."""
+        """Return the plan in which the sparsity rises as a cubic.
+
+        Raises:
+            ConfigError: there is a single step, after which no mask can be chosen.
+        """
         full, rest = divmod(len(task.train), self.batch_size)
         steps = self.joint_epochs * (full + (rest > 1))
-        every = min(self.every, max(steps // 10, 1))
+        if steps < 2:
+            msg = (
+                f"{self.name} would train for {steps} step on {len(task.train)} utterances, and "
+                "needs 2: give a smaller batch_size, or more epochs"
+            )
+            raise ConfigError(msg)
+        every, end = min(self.every, max(steps // 10, 1)), round(RAMP * steps)
         return MaskPlan(
-            schedule=Cubic(sparsity, end=max(round(RAMP * steps), 1), every=every),
+            schedule=Cubic(sparsity, end=end, every=every),
             every=every,
-            until=max(round(CHOICE * steps), 2),
+            until=max(round(CHOICE * steps), end + 1),
             **options,
         )
 

@@ -33,16 +33,20 @@ class LoopMasks:
             raise ConfigError(msg)
         self.plan, self.tracker = plan, log  # Lightning sets an attribute log
         self.masked: MaskedWeights | None = None
+        self._begun = False
 
     def attach(self, model: nn.Module, optimizer: Any) -> None:
         """Put the zeros in place; what wraps the optimizer, as accelerate does, is taken off."""
         while not isinstance(optimizer, torch.optim.Optimizer) or hasattr(optimizer, "optimizer"):
             optimizer = optimizer.optimizer
-        self.masked = self.plan.attach(model, optimizer)
+        self.masked, self._begun = self.plan.attach(model, optimizer), False
 
     def begin(self, step: int) -> None:
         """Choose the mask anew if it is time; before the forward of a step."""
         assert self.masked is not None  # attached
+        if not self._begun:
+            self.plan.resume(self.masked, step)
+            self._begun = True
         self.plan.begin(self.masked, step, None)
 
     def tell(self, step: int, metrics: Mapping[str, Any]) -> None:
@@ -61,7 +65,7 @@ def trainer_callback(plan: MaskPlan, *, log: Log | None = None) -> Any:
     """Return a callback for the ``Trainer`` of transformers.
 
     Zeros hold after every step. A training that goes on from a checkpoint has them in its weights,
-    and its schedule goes by the step.
+    of which as many are masked as the schedule says by the step.
 
     Args:
         plan: of the masks; see ``LoopMasks``.

@@ -23,7 +23,8 @@ def adapters(model: nn.Module, rank: int, seed: int) -> Iterator[None]:
     """Let ``W + SCALE * B A`` take the place of weights W while the block runs, and of W after it.
 
     Hu et al. 2022, "LoRA", arXiv 2106.09685, equation 3. Those of linear layers, and of
-    convolutions without groups, unless two modules share the weight. Nothing else is trained.
+    convolutions without groups, unless two modules share the weight or it requires no gradient.
+    Nothing else is trained.
 
     Args:
         model: the network, changed in place; no module of it is of peft afterwards.
@@ -32,13 +33,16 @@ def adapters(model: nn.Module, rank: int, seed: int) -> Iterator[None]:
 
     Raises:
         ConfigError: peft is not installed.
-        ModelError: the network has no such layer.
+        ModelError: the network has no such layer whose weight may be trained.
     """
     peft = peft_library()
     trained = [item for item in model.parameters() if item.requires_grad]
     names = _layers(model)
     if not names:
-        msg = "the network has no linear layer or convolution that LoRA serves: leave lora_rank out"
+        msg = (
+            "the network has no linear layer or convolution that LoRA serves and that requires a "
+            "gradient: leave lora_rank out, or unfreeze those to be trained"
+        )
         raise ModelError(msg)
     config = peft.LoraConfig(
         r=rank, lora_alpha=SCALE * rank, target_modules="|".join(map(re.escape, names))
@@ -66,6 +70,7 @@ def _layers(model: nn.Module) -> list[str]:
         and type(module) in (nn.Linear, nn.Conv2d, Conv1D)
         and getattr(module, "groups", 1) == 1
         and uses[id(module.weight)] == 1
+        and module.weight.requires_grad
     ]
 
 

@@ -81,7 +81,8 @@ class MaskedWeights:
         self._decay = decay
         names = () if decay is None else self._parameters
         self._squares = {
-            group: {n: torch.zeros_like(self._parameters[n]) for n in names} for group in self.masks
+            group: {n: torch.zeros_like(self._parameters[n], dtype=torch.float32) for n in names}
+            for group in self.masks
         }
         self._handles = [
             optimizer.register_step_pre_hook(self._clear_gradients),
@@ -309,6 +310,16 @@ class MaskPlan:
             masked.history.append((step, *agreement(masked.masks)))
         if self.group_of is not None:
             masked.use(self.group_of(batch))
+
+    def resume(self, masked: MaskedWeights, step: int) -> None:
+        """Choose the masks of the last choice before a step, where weights alone were kept.
+
+        Zeros are the weights of least absolute value.
+        """
+        before = step if self.until is None else min(step, self.until)
+        last = (before - 1) // self.every * self.every
+        if self.schedule is not None and last >= (0 if self.masks is None else self.every):
+            self._select(masked, self.schedule(last))
 
     def _select(self, masked: MaskedWeights, sparsity: float) -> None:
         """Choose the masks of all groups anew."""

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 from prunegraph.artefacts.sparse import load_sparse, save_sparse
 from prunegraph.core.budget import Budget
@@ -24,6 +25,13 @@ def test_a_file_brings_network_and_mask_back(tmp_path: Path) -> None:
         assert torch.equal(again.state_dict()[name], value), name
     dense = len(to_safetensors(state_tensors(model)))
     assert (tmp_path / "small").stat().st_size < 0.14 * dense
+
+
+def test_the_pattern_of_a_mask_comes_back(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Linear(8, 4), nn.Linear(4, 4))
+    mask = magnitude_mask(model, Budget(pattern="2:4"))
+    save_sparse(tmp_path / "small", mask.apply(model), mask)
+    assert load_sparse(tmp_path / "small", model) == mask
 
 
 def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:

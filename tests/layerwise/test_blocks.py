@@ -1,6 +1,7 @@
 """Walks by blocks: the order, what is re-fed, and what an interrupted walk keeps."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -191,6 +192,52 @@ def test_projections_of_one_input_share_a_hessian() -> None:
     assert gate is up is not q
 
 
+class Loop(nn.Module):
+    """Two layers that read one tensor first; ``more`` of them reads another after it."""
+
+    def __init__(self, more: str) -> None:
+        super().__init__()
+        self.first, self.second, self.more = nn.Linear(4, 4), nn.Linear(4, 4), more
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.first(x) + self.second(x)
+        z: Tensor = self.get_submodule(self.more)(y)
+        return z
+
+
+@pytest.mark.parametrize("more", ["first", "second"])
+def test_layers_that_read_one_tensor_of_several_have_hessians_of_their_own(more: str) -> None:
+    torch.manual_seed(0)
+    block, batches = Loop(more), [torch.randn(8, 4) for _ in range(2)]
+    found: dict[str, Tensor] = {}
+
+    def note(matrix: Matrix) -> tuple[Tensor, Tensor]:
+        found[matrix.name.partition(".")[0]] = matrix.hessians[0].norms.square()
+        return matrix.weight, torch.ones_like(matrix.weight, dtype=torch.bool)
+
+    model = nn.Sequential(block)
+    walk = BlockWalk(model, prunable_weights(model), batches, run_model, blocks="0")
+    walk.run(lambda matrix: note(replace(matrix, name=matrix.name.removeprefix("0."))))
+    x = torch.cat(batches)
+    with torch.no_grad():
+        y = block.first(x) + block.second(x)
+    once, twice = (rows.square().mean(0) for rows in (x, torch.cat([x, y])))
+    other = "second" if more == "first" else "first"
+    assert torch.allclose(found[more], twice)
+    assert torch.allclose(found[other], once)
+
+
+def test_a_convolution_that_is_called_by_keyword_is_seen() -> None:
+    class Named(nn.Conv2d):
+        def __call__(self, x: Tensor) -> Any:
+            return super().__call__(input=x)
+
+    model = nn.Sequential(Named(3, 4, 3))
+    walk = BlockWalk(model, prunable_weights(model), [torch.randn(2, 3, 8, 8)], run_model)
+    walk.run(halve)
+    assert walk.unseen == []
+
+
 def test_a_layer_that_does_not_run_is_told() -> None:
     model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
     model.unused = nn.Linear(4, 4)  # type: ignore[assignment]
@@ -219,13 +266,26 @@ def test_rows_times_the_matrix_are_outputs(
     layout = next(iter(prunable_weights(layer).values()))
     dims = len(layout.shape) - 2
     inputs = torch.randn(3, 4) if dims == 0 else torch.randn(3, 4, *[7] * dims)
-    rows = read_rows(layer, layout, inputs)  # [G, S, B]
+    rows = read_rows(layer, layout, inputs, torch.Generator())  # [G, S, B]
     matrix = layout.matrix(layer.weight.detach()).unflatten(0, (layout.groups, -1))
     found = (rows @ matrix.transpose(1, 2)).transpose(0, 1).flatten(1)  # [S, C]
     bare = layer(inputs) - layer.bias.detach().reshape(-1, *[1] * dims)
     outputs = bare.flatten(2).movedim(1, 2).flatten(0, 1) if dims else bare
     assert found.shape == outputs.shape
     torch.testing.assert_close(found.norm(dim=0), outputs.norm(dim=0), rtol=1e-4, atol=1e-5)
+
+
+def test_a_convolution_is_seen_at_other_positions_in_each_batch() -> None:
+    image = torch.arange(256.0).reshape(1, 1, 16, 16) / 256.0  # the same in each batch
+    model = nn.Sequential(nn.Conv2d(1, 2, 1))
+    found: list[float] = []
+
+    def note(matrix: Matrix) -> tuple[Tensor, Tensor]:
+        found.append(float(matrix.hessians[0].norms.square()))
+        return matrix.weight, torch.ones_like(matrix.weight, dtype=torch.bool)
+
+    BlockWalk(model, prunable_weights(model), [image] * 64, run_model).run(note)
+    assert found == pytest.approx([float(image.square().mean())], rel=0.03)
 
 
 def test_an_interrupted_walk_goes_on_to_the_same_network(tmp_path: Path) -> None:

@@ -1,9 +1,13 @@
+from typing import cast
+
 import pytest
 import torch
 from torch import Tensor, nn
 
 from prunegraph.core.errors import DataError
-from prunegraph.layerwise.recalibrate import measuring_batch_norm, recalibrate_bn
+from prunegraph.core.splits import Dataset, ImageSource
+from prunegraph.layerwise.recalibrate import measuring_batch_norm, recalibrate_bn, recalibrate_on
+from support.tasks import image_task
 
 
 def batches() -> list[Tensor]:
@@ -74,3 +78,13 @@ def test_one_image_is_too_few_for_norms_of_vectors() -> None:
         recalibrate_bn(model, [batches()[0][:1]])
     assert torch.equal(model[1].running_mean, before)
     recalibrate_bn(nn.BatchNorm2d(3), [batches()[0][:1]])  # its positions are enough
+
+
+def test_the_order_of_samples_does_not_count(digits: Dataset) -> None:
+    labels = cast(ImageSource, digits.train.source).labels[digits.train.index]
+    by_class = digits.train.take(labels.argsort(stable=True)[:600])
+    model = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(64))
+    recalibrate_on(model, image_task(model, by_class), by_class)
+    images = by_class.source.load(by_class.index)[0].flatten(1)
+    measured, varies = model[1].running_var, images.var(0) > 0.01
+    assert float((measured / images.var(0))[varies].mean()) > 0.95  # by class it is 0.8

@@ -17,6 +17,7 @@ from prunegraph.methods.method import Method, Problem, Result
 from prunegraph.methods.pathways import (
     LanguageSpecific,
     MaskedTraining,
+    OneMask,
     OneMaskOfUnion,
     Pathways,
     languages_of,
@@ -104,6 +105,21 @@ def test_masks_that_begin_at_the_final_sparsity_adapt(start: Any) -> None:
     history = result.details["groups"]["history"]
     assert history[0][0] > 0  # the first steps train with the masks that they begin with
     assert {row[1] for row in history} == {result.mask.groups["ab"].density}
+
+
+@pytest.mark.parametrize("batch_size", [7, 10, 13, 20, 30, 40])
+def test_the_last_choice_is_of_the_sparsity_that_is_asked_for(batch_size: int) -> None:
+    task = tiny_task()
+    for epochs in (1, 2, 3):
+        method = OneMask(epochs=epochs, batch_size=batch_size)
+        plan = method.rising(task, 0.8)
+        assert plan.schedule is not None
+        assert plan.until is not None
+        steps = epochs * -(-len(task.train) // batch_size)
+        choices = range(0, min(plan.until, steps), plan.every)
+        assert plan.schedule(choices[-1]) == 0.8
+    with pytest.raises(ConfigError, match="1 step on 80 utterances, and needs 2"):
+        OneMask(epochs=1, batch_size=80).rising(task, 0.8)
 
 
 def test_one_language_alone_gets_a_plain_mask() -> None:

@@ -143,6 +143,30 @@ def test_lightning_follows_a_schedule() -> None:
     assert sparsity_of(model, callback.masked.mask) == pytest.approx(0.5, abs=1e-3)
 
 
+@pytest.mark.parametrize("given", [False, True])
+def test_zeros_hold_in_a_training_that_goes_on(given: bool) -> None:
+    torch.manual_seed(0)
+    model, inputs = nn.Linear(8, 8), torch.randn(16, 8)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
+    masks = dense_mask(model) if given else None
+    plan = MaskPlan(masks=masks, schedule=Cubic(0.5, end=4), every=4, until=8)
+    found = []
+    for start, end in ((0, 5), (5, 7), (7, 12)):  # of each a process of its own
+        loop = LoopMasks(plan)
+        loop.attach(model, optimizer)
+        for step in range(start, end):
+            loop.begin(step)
+            optimizer.zero_grad()
+            model(inputs).square().mean().backward()
+            optimizer.step()
+        loop.finish()
+        assert loop.masked is not None
+        found.append(loop.masked.mask)
+        found[-1].check_zeros(model)
+    assert [mask.sparsity for mask in found] == [0.5] * 3
+    assert found[0] == found[1] == found[2]
+
+
 def test_masks_of_groups_are_refused() -> None:
     network = nn.Linear(4, 4)
     plan = MaskPlan(masks={"a": dense_mask(network)}, group_of=lambda _: "a")

@@ -64,6 +64,19 @@ def test_a_teacher_and_a_convolution() -> None:
     assert changes(model, before).keys() == {"0.weight"}
 
 
+def test_what_is_frozen_stays() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    model[0].requires_grad_(False)
+    before = copy_network(model)
+    with adapters(model, 1, seed=0):
+        for name, item in model.named_parameters():
+            item.data += "lora_B" in name
+    assert changes(model, before).keys() == {"1.weight"}
+    assert [item.requires_grad for item in model.parameters()] == [False, False, True, True]
+    with pytest.raises(ModelError, match="unfreeze"), adapters(model[0], 1, seed=0):
+        pass
+
+
 def test_a_killed_training_goes_on_to_the_same_network(task: Any, tmp_path: Path) -> None:
     whole, half = copy_network(task.model), copy_network(task.model)
     finetune(whole, task, CONFIG, seed=0)

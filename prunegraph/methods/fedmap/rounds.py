@@ -154,7 +154,8 @@ def train_client(
     load_tensors(model, weights_of(content, travelling(model), mask))
     loss = _train(task, model, mask, split, training)
     if has_batch_norm(model) and (training.recalibrate or header.version != client.version):
-        batches = list(split.batches(training.batch_size))
+        order = torch.Generator().manual_seed(training.seed)  # the split's may be of the classes
+        batches = list(split.batches(training.batch_size, shuffle=order))
         whole_ones = batches[:-1] or batches  # each batch counts alike
         recalibrate_bn(model, whole_ones, forward=task.forward)
     reply = replace(header, base=header.version, samples=len(split), loss=loss)

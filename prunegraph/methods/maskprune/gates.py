@@ -85,7 +85,7 @@ class _Scaled(nn.Module):
         self._shape = shape
 
     def forward(self, weight: Tensor) -> Tensor:
-        return weight * self.factors(self._gates[0])
+        return (weight * self.factors(self._gates[0])).to(weight.dtype)
 
     def factors(self, values: Tensor) -> Tensor:
         """Return values ``[K]`` of gates as factors of the weight; 1 where it reads no gate."""

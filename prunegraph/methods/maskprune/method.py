@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 
 from prunegraph.core.checks import check_at_least
-from prunegraph.core.errors import BudgetError, ConfigError
+from prunegraph.core.errors import BudgetError, ConfigError, PruneGraphError
 from prunegraph.core.masks import BoolArray, Float64Array, FloatArray, IntArray
 from prunegraph.core.precision import autocasting
 from prunegraph.core.splits import Batch
@@ -147,7 +147,11 @@ class MaskPrune(ChannelMethod):
             raise BudgetError(msg)
 
     def prune(self, problem: Problem) -> Result:
-        """Train gates and weights; an interrupted training goes on after its last checkpoint."""
+        """Train gates and weights; an interrupted training goes on after its last checkpoint.
+
+        Raises:
+            PruneGraphError: the divergence from the dense network becomes NaN or infinite.
+        """
         self.check(problem)
         return _Training(self, problem).run()
 
@@ -264,6 +268,12 @@ class _Training:
             with evaluation_mode(self.dense):
                 wanted = self.task.forward(self.dense, batch)
             loss = self.task.divergence(self.task.forward(self.model, batch), wanted)
+        if not bool(loss.isfinite()):
+            msg = (
+                f"the divergence from the dense network is {float(loss.detach())} in step "
+                f"{state.step + 1}: lower lr, now {method.lr:g}, or give float32 weights"
+            )
+            raise PruneGraphError(msg)
         self.optimizer.zero_grad()
         gates.grad = None
         loss.backward()

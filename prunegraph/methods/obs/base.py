@@ -99,6 +99,7 @@ class BlockwiseMethod(WeightMethod):
             blocks=self.blocks or None,
             folder=problem.folder,
             identity=self.identity(problem, calibration=problem.calibration.fingerprint()),
+            notes=errors,
             progress=problem.progress and partial(_report, problem.progress),
         )
         keep = walk.run(lambda matrix: self._prune(matrix, zeros[matrix.name], pattern, errors))

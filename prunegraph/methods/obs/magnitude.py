@@ -4,6 +4,7 @@ After Han et al. 2015 (arXiv 1506.02626), with the same sparsity in every layer;
 al. 2021 (arXiv 2104.08378), section 3: the largest n of each m consecutive inputs stay.
 """
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -60,7 +61,10 @@ def magnitude_mask(model: nn.Module, budget: Budget) -> WeightMask:
     keep = {}
     for name, weight in weights.items():
         matrix = weight.matrix(model.get_parameter(name).detach())
-        keep[name] = weight.tensor(_largest(matrix, zeros[name], pattern))
+        groups = weight.groups if pattern.kind == "columns" else 1  # each reads its own inputs
+        share = math.ceil(zeros[name] / groups)
+        parts = [_largest(part, share, pattern) for part in matrix.chunk(groups)]
+        keep[name] = weight.tensor(torch.cat(parts))
     return WeightMask(keep, pattern)
 
 

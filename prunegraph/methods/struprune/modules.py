@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -117,9 +118,15 @@ def _activations(model: nn.Module, module: Module) -> Iterator[Activation]:
     parent = model.get_submodule(module.reader.rpartition(".")[0].rpartition(".")[0])
     for child in parent.children():
         if next(child.parameters(), None) is None and next(child.children(), None) is None:
-            yield child
+            yield partial(_of_copy, child)
     yield from ACTIVATIONS
     yield _gelu_tanh
+
+
+def _of_copy(module: nn.Module, values: Tensor) -> Tensor:
+    """Return what a module gives, which may write into what it is given."""
+    found: Tensor = module(values.clone())
+    return found
 
 
 def _gelu_tanh(values: Tensor) -> Tensor:

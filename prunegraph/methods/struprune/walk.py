@@ -181,7 +181,7 @@ def _targets(network: nn.Module, names: Sequence[str], advance: Callable[[], Non
 
     def note(name: str) -> Any:
         def hook(_: nn.Module, __: Any, output: Tensor) -> None:
-            outputs[name] = flat(output)
+            outputs[name] = flat(output).clone()  # an activation may write into it
 
         return network.get_submodule(name.rpartition(".")[0]).register_forward_hook(hook)
 

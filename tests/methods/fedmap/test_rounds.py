@@ -2,13 +2,14 @@
 
 import copy
 from dataclasses import replace
+from typing import cast
 
 import pytest
 import torch
 from torch import nn
 
 from prunegraph.core.errors import ArtefactError, ConfigError, PruneGraphError
-from prunegraph.core.splits import Dataset
+from prunegraph.core.splits import Dataset, ImageSource
 from prunegraph.methods.fedmap.clients import client_data
 from prunegraph.methods.fedmap.rounds import (
     Client,
@@ -130,6 +131,19 @@ def test_batch_norm_is_measured_anew_after_a_new_mask(task: ImageClassification)
     fresh = variances(Client(mask=first_server(task.model).mask))
     assert not torch.equal(fresh, variances(knows))
     assert torch.equal(fresh, variances(knows, replace(TRAINING, recalibrate=True)))
+
+
+def test_samples_in_the_order_of_classes_do_not_mislead_batch_norm(digits: Dataset) -> None:
+    labels = cast(ImageSource, digits.train.source).labels[digits.train.index]
+    train = digits.train.take(labels.argsort(stable=True)[:600])
+    model = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(64), nn.Linear(64, 10))
+    task, server = training_task(model, train), first_server(model)
+    training = replace(TRAINING, recalibrate=True, batch_size=50)
+    _, reply = train_client(task, model, Client(mask=server.mask), train, send(server, 0), training)
+    found = weights_of(open_message(reply)[1], server.tensors, server.mask)
+    whole = train.source.load(train.index)[0].flatten(1).var(0)
+    varies = whole > 0.01
+    assert float((found["1.running_var"] / whole)[varies].mean()) > 0.95  # by class it is 0.6
 
 
 def test_damaged_messages_are_refused(task: ImageClassification) -> None:

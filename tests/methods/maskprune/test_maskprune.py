@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import prunegraph as pg
-from prunegraph.core.errors import ArtefactError, BudgetError, ConfigError
+from prunegraph.core.errors import ArtefactError, BudgetError, ConfigError, PruneGraphError
 from prunegraph.graph import StructureGraph, copy_network
 from prunegraph.graph.apply import apply_mask
 from prunegraph.graph.rounding import restrict
@@ -278,6 +278,22 @@ def test_a_checkpoint_of_another_pruning_or_a_damaged_one_is_refused(
 def test_options_out_of_range_are_refused(options: dict[str, Any], said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         MaskPrune(**options)
+
+
+def test_weights_of_16_bits_keep_their_type(task: CausalLM, graph: StructureGraph) -> None:
+    half = replace(task, model=copy_network(task.model).to(torch.bfloat16))
+    model = MaskPrune(steps=10).prune(problem_of(half, graph)).model
+    assert model is not None
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
+    assert bool(logits(model, IDS).isfinite().all())
+
+
+def test_a_divergence_without_end_is_told(task: CausalLM, graph: StructureGraph) -> None:
+    broken = replace(task, model=copy_network(task.model))
+    with torch.no_grad():
+        broken.model.get_parameter("model.norm.weight")[0] = torch.nan
+    with pytest.raises(PruneGraphError, match="dense network is nan in step 1: lower lr, now"):
+        MaskPrune(refit=False).prune(problem_of(broken, graph))
 
 
 def test_what_gates_cannot_reach_is_refused_before_any_work(

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from prunegraph.core.budget import Budget
-from prunegraph.core.errors import BudgetError, ModelError
+from prunegraph.core.errors import BudgetError, MaskError, ModelError
 from prunegraph.core.weight_mask import WeightMask
 from prunegraph.env.task import PruningTask, make_pair
 from prunegraph.layerwise.weights import check_pattern, prunable_weights
@@ -238,3 +238,20 @@ def test_a_computed_weight_is_refused() -> None:
     layer = nn.utils.parametrizations.weight_norm(nn.Linear(4, 4))
     with pytest.raises(ModelError, match="computed from other parameters"):
         magnitude_mask(layer, Budget(sparsity=0.5))
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+def test_groups_of_a_convolution_lose_inputs_of_their_own(transposed: bool) -> None:
+    layer = (nn.ConvTranspose2d if transposed else nn.Conv2d)(4, 6, 1, groups=2)
+    sizes = torch.tensor([[1.0, 2.0], [4.0, 3.0]])  # of the inputs of each group
+    rows = sizes.repeat_interleave(3, dim=0)
+    with torch.no_grad():
+        (weight,) = prunable_weights(layer).values()
+        layer.weight.copy_(weight.tensor(rows))
+    mask = magnitude_mask(layer, Budget(sparsity=0.5, pattern="columns"))
+    keep = weight.matrix(mask.keep["weight"])
+    assert torch.equal(keep, (rows == 2.0) | (rows == 4.0))
+    check_pattern(mask, layer)
+    other = WeightMask({"weight": weight.tensor(keep.roll(1, 0))}, mask.pattern)
+    with pytest.raises(MaskError, match="do not follow the pattern columns"):
+        check_pattern(other, layer)

@@ -218,6 +218,7 @@ def test_a_killed_run_goes_on(tmp_path: Path) -> None:
     (tmp_path / "block-0001.safetensors").unlink()
     again = SparseGPT().prune(problem)
     assert again.mask.digest() == whole.mask.digest()
+    assert again.details == whole.details
     with pytest.raises(ArtefactError, match="give another folder"):
         Wanda().prune(problem)
 

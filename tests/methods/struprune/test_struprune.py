@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import prunegraph as pg
 from prunegraph.core.budget import Budget
@@ -180,6 +180,40 @@ def test_plain_neurons_with_biases_are_served(kind: str) -> None:
     plain = other.unlabelled.prune(result.channels)
     fitted, cut = (_divergence(task, each) for each in (result.model, plain))
     assert fitted < 1.1 * cut
+
+
+class Neurons(nn.Module):
+    """Tokens, neurons beside their stream, and a head."""
+
+    def __init__(self, activation: nn.Module) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.embed, self.activation = nn.Embedding(32, 8), activation
+        self.up, self.down, self.head = nn.Linear(8, 24), nn.Linear(24, 8), nn.Linear(8, 32)
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        x = self.embed(input_ids)
+        logits: Tensor = self.head(x + self.down(self.activation(self.up(x))))
+        return logits
+
+
+def test_an_activation_may_write_into_what_it_is_given() -> None:
+    found = []
+    for in_place in (False, True):
+        ids = torch.randint(32, (16, 8), generator=torch.Generator().manual_seed(0))
+        model = Neurons(nn.ReLU(inplace=in_place))
+        task = pg.tasks.custom(
+            model,
+            ids[:1],
+            train=[*ids.split(4)],
+            loss=lambda network, batch: network(batch).square().mean(),
+            score=lambda network: 0.0,
+            higher_is_better=True,
+        )
+        problem = make_problem(task, analyse(model, ids[:1]), Budget(keep_params=0.9))
+        found.append(StruPrune(rounds=2).prune(problem).details)
+    assert found[0]["rounds"]["down.weight"] > 0
+    assert found[0] == found[1]
 
 
 def _divergence(task: CausalLM, model: nn.Module | None) -> float:
