@@ -100,18 +100,26 @@ def cut(data: Tensor, keep: Mapping[int, Tensor]) -> Tensor:
 class LateWeight(Tensor):
     """A tensor without memory: operations get what its ``change`` makes.
 
-    None may write into it.
+    One that an operation has written into has memory of its own from then on.
     """
 
-    change: Change
+    _change: list[Change]
+    """The one change, shared with the tensors that are detached from this one."""
 
     @staticmethod
-    def __new__(cls, change: Change) -> "LateWeight":
+    def __new__(cls, change: Change | list[Change]) -> "LateWeight":
         """Return the weight that a change makes."""
-        device = torch.device("cpu") if change.source.is_meta else change.source.device
-        made = Tensor._make_wrapper_subclass(cls, change.shape, dtype=change.dtype, device=device)
-        made.change = change
+        shared = change if isinstance(change, list) else [change]
+        source, shape, dtype = shared[0].source, shared[0].shape, shared[0].dtype
+        device = torch.device("cpu") if source.is_meta else source.device
+        made = Tensor._make_wrapper_subclass(cls, shape, dtype=dtype, device=device)
+        made._change = shared
         return made
+
+    @property
+    def change(self) -> Change:
+        """How the values are made."""
+        return self._change[0]
 
     __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]  # C's
 
@@ -121,11 +129,12 @@ class LateWeight(Tensor):
     ) -> Any:
         """Run an operation on values that are made for it."""
         if func is _ATEN.detach.default:
-            return cls(args[0].change)
+            return cls(args[0]._change)
         kwargs = kwargs or {}
-        if any(isinstance(item, cls) for item in written_by(func, args, kwargs)):
-            msg = f"{func} writes into a weight"
-            raise RuntimeError(msg)
+        for item in written_by(func, args, kwargs):
+            if isinstance(item, cls):
+                own = item.change.made().clone()
+                item._change[0] = Change(source=own, dtype=own.dtype)
         if func is _ATEN.embedding.default and isinstance(args[0], cls) and not kwargs:
             change: Change = args[0].change
             if not (change.cut and 0 in change.keep) and args[1].numel() < len(change.source):
