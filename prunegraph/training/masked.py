@@ -70,9 +70,10 @@ class MaskedWeights:
     ) -> None:
         model = unwrap(model)
         given = dense_mask(model) if masks is None else masks
-        if not isinstance(given, WeightMask | Mapping):
+        asked: object = given
+        if not isinstance(asked, WeightMask | Mapping):
             msg = (
-                f"masks is a {type(given).__name__}: give a WeightMask, or a dict of them by group"
+                f"masks is a {type(asked).__name__}: give a WeightMask, or a dict of them by group"
             )
             raise MaskError(msg)
         stepped = {id(item) for group in optimizer.param_groups for item in group["params"]}
