@@ -160,7 +160,12 @@ def save_pruned(
         ArtefactError: a file cannot be written, the network is not what the mask leaves, the
             example inputs are too large to read back, ``info`` holds what is no JSON value, or the
             network's state what is no tensor.
+        MaskError: the mask is of single weights.
     """
+    given: object = mask
+    if not isinstance(given, ChannelMask):
+        msg = f"the mask is a {type(given).__name__}, not of channels: save_masked writes it"
+        raise MaskError(msg)
     recipe_path, weights_path = artefact_paths(where)
     weights = to_safetensors(state_tensors(unwrap(model))) if pretrained is None else b""
     found, left = sum(p.numel() for p in model.parameters()), graph.cost(mask).params

@@ -1,31 +1,50 @@
 """Checks of options: a value that cannot be gives one line that names it."""
 
+from numbers import Real
+
 from prunegraph.core.errors import ConfigError
+
+
+def _check_number(name: str, value: object) -> None:
+    """Raise ConfigError for a value that cannot be compared with numbers."""
+    if not isinstance(value, Real):
+        msg = f"{name}={value!r} must be a number, not of type {type(value).__name__}"
+        raise ConfigError(msg)
 
 
 def check_at_least(name: str, value: float | None, least: float) -> None:
     """Raise ConfigError if ``value`` is given and below ``least``, infinite, or NaN."""
-    if value is not None and not least <= value < float("inf"):
+    if value is None:
+        return
+    _check_number(name, value)
+    if not least <= value < float("inf"):
         msg = f"{name}={value} must be at least {least}"
         raise ConfigError(msg)
 
 
 def check_at_most(name: str, value: float | None, most: float) -> None:
     """Raise ConfigError if ``value`` is given and above ``most``."""
-    if value is not None and not value <= most:
+    if value is None:
+        return
+    _check_number(name, value)
+    if not value <= most:
         msg = f"{name}={value} must be at most {most}"
         raise ConfigError(msg)
 
 
 def check_positive(name: str, value: float | None) -> None:
     """Raise ConfigError if ``value`` is given and not above 0, infinite, or NaN."""
-    if value is not None and not 0.0 < value < float("inf"):
+    if value is None:
+        return
+    _check_number(name, value)
+    if not 0.0 < value < float("inf"):
         msg = f"{name}={value} must be positive"
         raise ConfigError(msg)
 
 
 def check_range(name: str, value: float, low: float, high: float) -> None:
     """Raise ConfigError for a value outside of [low, high], or NaN."""
+    _check_number(name, value)
     if not low <= value <= high:
         msg = f"{name}={value} must lie in [{low:g}, {high:g}]"
         raise ConfigError(msg)

@@ -6,7 +6,7 @@ evaluator accepts a ``SearchSplit`` only.
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol, Self, cast
 
 import torch
@@ -63,7 +63,7 @@ class ReadyBatches:
         digest: a hash of what they hold (16 hex digits).
     """
 
-    held: Sequence[Batch]
+    held: Sequence[Batch] = field(repr=False)
     sizes: Sequence[int]
     digest: str
 

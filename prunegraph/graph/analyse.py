@@ -23,7 +23,7 @@ from prunegraph.core.budget import AttentionUnit
 from prunegraph.core.errors import ConfigError, ModelError, PruneGraphError, first_line
 from prunegraph.core.seeding import seeded
 from prunegraph.core.task import ExampleInputs
-from prunegraph.graph.build import MODEL_INPUT, MODEL_OUTPUT
+from prunegraph.graph.build import MODEL_INPUT, MODEL_OUTPUT, PARAMETRISED
 from prunegraph.graph.copying import copy_network, drop_kept, hears_of_training, put_modes
 from prunegraph.graph.drawn import drawn_inputs, drawn_network, has_no_values
 from prunegraph.graph.graph import FrozenOp, StructureGraph
@@ -46,9 +46,6 @@ from prunegraph.graph.trace.training_layers import (
     unread_weights,
     unused_weights,
 )
-
-_WRAPPED = ".parametrizations."
-"""Part of the names of parameters from which ``torch.nn.utils.parametrize`` makes weights."""
 
 
 def unwrap(model: nn.Module) -> nn.Module:
@@ -263,7 +260,7 @@ def _record_all(
 def _check_followed(recording: Recording) -> None:
     """Refuse parametrised weights that are not pruned as the parameters of which they are made."""
     raw, followed = (
-        {name.partition(_WRAPPED)[0] for name in names if _WRAPPED in name}
+        {name.partition(PARAMETRISED)[0] for name in names if PARAMETRISED in name}
         for names in (recording.element_labels, recording.axis_labels)
     )
     if raw - followed:

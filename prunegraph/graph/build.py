@@ -22,6 +22,9 @@ from prunegraph.graph.trace.recording import UNREAD, Recording, SizeUse
 
 MODEL_INPUT, MODEL_OUTPUT = "model input", "model output"
 
+PARAMETRISED = ".parametrizations."
+"""Part of the names of parameters of which ``torch.nn.utils.parametrize`` makes weights."""
+
 ALONE = "all its channels leave together, and one must stay"
 
 NO_CLASSES = np.empty(0, dtype=np.int64)
@@ -396,13 +399,19 @@ def _group_names(
     for op in ops:
         if op.param is not None:
             for index in wanted.intersection(op.out_units.tolist()):
-                producers.setdefault(index, op.param.rpartition(".")[0] or op.param)
+                producers.setdefault(index, _layer_of(op.param))
     used: dict[str, int] = {}
     names = []
     for (custom_slices, reason), indices in alike.items():
         first = slices[custom_slices[0]][0]
-        fallback = "input" if reason == MODEL_INPUT else first.rpartition(".")[0] or first
+        fallback = "input" if reason == MODEL_INPUT else _layer_of(first)
         name = producers.get(indices[0], fallback)
         used[name] = used.get(name, 0) + 1
         names.append(name if used[name] == 1 else f"{name}#{used[name]}")
     return names
+
+
+def _layer_of(parameter: str) -> str:
+    """Return the path of the module whose weight a parameter is, or makes."""
+    layer, made, _ = parameter.partition(PARAMETRISED)
+    return layer if made else parameter.rpartition(".")[0] or parameter

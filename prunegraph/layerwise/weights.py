@@ -88,7 +88,8 @@ def prunable_weights(model: nn.Module) -> dict[str, PrunableWeight]:
         if weight is None:
             msg = (
                 f"{name} is computed from other parameters (a parametrisation), which would undo "
-                "the zeros: remove it first"
+                "the zeros: make it plain first, with torch.nn.utils.parametrize."
+                "remove_parametrizations(module, 'weight'), or prune.remove of a mask"
             )
             raise ModelError(msg)
         groups = getattr(module, "groups", 1)

@@ -138,13 +138,23 @@ def _checked(result: object, problem: Problem) -> Result:
 
 def _checked_weights(result: object) -> Result:
     if not isinstance(result, Result):
-        msg = f"prune returned {type(result).__name__}, not a Result"
+        msg = (
+            f"prune returned {type(result).__name__}, not a Result: return Result(mask=...) of "
+            "prunegraph.methods.method"
+        )
         raise ConfigError(msg)
     return result
 
 
 def as_method(method: str | Method | object) -> Method:
-    """Return a method object as it is if it declares all, else the user's in its adapter."""
+    """Return a method object as it is if it declares all, else the user's in its adapter.
+
+    Raises:
+        ConfigError: it is a class, or no method.
+    """
+    if isinstance(method, type):
+        msg = f"method is the class {method.__name__}: give an object, {method.__name__}()"
+        raise ConfigError(msg)
     declared = ("name", "role", "kind", "searches", "per_seed", "check", "prune")
     if all(hasattr(method, attribute) for attribute in declared):
         return method  # type: ignore[return-value]  # the attributes of the protocol are there

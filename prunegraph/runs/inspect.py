@@ -240,7 +240,7 @@ def _print(content: dict[str, Any], graph: StructureGraph, console: Console, mos
         f"at least {least_macs(graph):.1%} of the MACs remain"
     )
     memory = graph.peak_memory(graph.dense_mask())
-    console.say(f"activations take {memory:,} bytes at once for one image")
+    console.say(f"activations take {memory:,} bytes at once for one input")
 
 
 def params_by_group(graph: StructureGraph) -> Float64Array:

@@ -142,6 +142,10 @@ def prune(
             fit, a pattern of modules matches none, or the method cannot serve the task: before any
             work.
     """
+    given: object = budget
+    if not isinstance(given, Budget):
+        msg = f"budget={given!r} is no Budget: give one, as pg.Budget(keep_macs=0.5)"
+        raise ConfigError(msg)
     task = _task_of(task, data)
     chosen = as_method(make_method(method) if isinstance(method, str) else method)
     _check_precision(task)

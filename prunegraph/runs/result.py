@@ -39,6 +39,9 @@ class PruneResult:
     report: Mapping[str, Any]
     task: Task
 
+    def __repr__(self) -> str:
+        return f"PruneResult({self.task.name}, {self.report['method']}: {self.mask!r})"
+
     def summary(self) -> None:
         """Print one table: costs and score, dense and pruned, before any fine-tune."""
         report = self.report

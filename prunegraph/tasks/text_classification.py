@@ -263,14 +263,18 @@ def text_classification(
         untrained=untrained,
         name=name or (type(network).__name__ if folder is None else folder.resolve().name),
     )
-    _check_outputs(task, example)
+    _check_outputs(task, source.load(train.index[:2]))
     return task
 
 
 def _check_outputs(task: TextClassification, example: Batch) -> None:
-    """Raise ModelError unless the network gives finite logits, one a class."""
-    with evaluation_mode(task.model), torch.inference_mode():
-        logits = task.forward(task.model, example)
+    """Raise ModelError unless the network gives finite logits, one a class, of padded rows."""
+    try:
+        with evaluation_mode(task.model), torch.inference_mode():
+            logits = task.forward(task.model, example)
+    except ValueError as error:
+        msg = f"{task.name} fails on {len(example['labels'])} rows ({error}): give an encoder"
+        raise ModelError(msg) from error
     if logits.shape[1] != task.num_outputs:
         given, wanted = logits.shape[1], task.num_outputs
         msg = f"{task.name} gives {given} logits, the labels need {wanted}: give its encoder"

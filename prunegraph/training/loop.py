@@ -182,6 +182,10 @@ def finetune(
     if (subnets is not None) + (masks is not None) + (config.lora_rank > 0) > 1:
         msg = "subnets, masks of weights and lora_rank exclude one another: give one of them"
         raise ConfigError(msg)
+    plan: object = masks
+    if not isinstance(plan, MaskPlan | None):
+        msg = f"masks is a {type(plan).__name__}: give MaskPlan(masks=...) of it"
+        raise ConfigError(msg)
     if ranks is not None and not ranks.first:
         checkpoint = None
     rank = config.lora_rank

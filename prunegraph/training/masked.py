@@ -56,6 +56,7 @@ class MaskedWeights:
 
     Raises:
         MaskError: a mask does not fit the network, or groups have masks of other weights.
+        ConfigError: the optimizer trains another network.
     """
 
     def __init__(
@@ -69,6 +70,16 @@ class MaskedWeights:
     ) -> None:
         model = unwrap(model)
         given = dense_mask(model) if masks is None else masks
+        asked: object = given
+        if not isinstance(asked, WeightMask | Mapping):
+            msg = (
+                f"masks is a {type(asked).__name__}: give a WeightMask, or a dict of them by group"
+            )
+            raise MaskError(msg)
+        stepped = {id(item) for group in optimizer.param_groups for item in group["params"]}
+        if stepped.isdisjoint(map(id, model.parameters())):
+            msg = "the optimizer holds no parameter of the network: make it of model.parameters()"
+            raise ConfigError(msg)
         self.masks = {ONE: given} if isinstance(given, WeightMask) else dict(given)
         self.group = next(iter(self.masks))
         self._parameters = self.masks[self.group].parameters_of(model)

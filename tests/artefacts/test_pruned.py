@@ -19,10 +19,11 @@ from prunegraph.artefacts.pruned import (
     save_pruned,
 )
 from prunegraph.core.budget import Budget
-from prunegraph.core.errors import ArtefactError, ConfigError, ModelError
+from prunegraph.core.errors import ArtefactError, ConfigError, MaskError, ModelError
 from prunegraph.core.masks import ChannelMask
 from prunegraph.core.splits import Dataset
 from prunegraph.core.tensors import state_tensors
+from prunegraph.core.weight_mask import WeightMask
 from prunegraph.graph import StructureGraph, analyse
 from prunegraph.graph.apply import apply_mask
 from prunegraph.models import build_model
@@ -141,6 +142,9 @@ def test_what_the_mask_did_not_leave_is_not_written(
 ) -> None:
     with pytest.raises(ArtefactError, match="give the network that apply_mask returned"):
         save_pruned(tmp_path / "b", model=digits_net, mask=saved[2], graph=digits_graph, info=INFO)
+    zeros = WeightMask({"conv1.weight": torch.ones(16, 1, 3, 3, dtype=torch.bool)})
+    with pytest.raises(MaskError, match="not of channels: save_masked writes it"):
+        save_pruned(tmp_path / "b", model=saved[1], mask=zeros, graph=digits_graph, info=INFO)  # type: ignore[arg-type]
     assert not (tmp_path / "b").exists()
 
 

@@ -354,6 +354,7 @@ def test_a_pruned_network_is_made_plain_and_the_dense_one_stays() -> None:
     model = Net(lambda *args, **options: norm(nn.Conv2d(*args, **options))).eval()
     x = torch.randn(2, INPUTS, 8, 8)
     graph, before = analyse(model, x), model(x)
+    assert not [group.name for group in graph.groups if "parametrizations" in group.name]
     pruned = apply_mask(model, graph, random_mask(graph, np.random.default_rng(0))[0])
     expected = pruned(x)
     nn.utils.parametrize.remove_parametrizations(pruned.one, "weight")

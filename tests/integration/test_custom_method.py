@@ -128,7 +128,7 @@ def test_a_file_of_options_does_not_run_it_by_itself(
     [
         ("Greedy", "ran 25 networks where 24 are allowed"),
         ("Glutton", "over the budget"),
-        ("Odd", "returned ChannelMask, not a Result"),
+        ("Odd", "returned ChannelMask, not a Result: return Result(mask=...)"),
         ("Nothing", "which has no method prune"),
         ("Absent", "has no callable 'Absent'; it has: Mine, Greedy, Glutton, Odd, Nothing"),
         ("InPlace", "ValueError: output array is read-only"),

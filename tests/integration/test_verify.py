@@ -46,6 +46,14 @@ def test_verify_says_what_of_the_machine_differs(
     assert "the machine differs from the run's: numpy" in capsys.readouterr().err
 
 
+def test_a_report_of_another_schema_is_refused(
+    copied: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (copied / "report.json").write_text(json.dumps(read_report(copied) | {"schema": 99}))
+    assert main(["verify", str(copied), "--threads", "1"]) == 2
+    assert "report.json has schema 99, this version reads 1: update" in capsys.readouterr().err
+
+
 RECIPES: dict[str, object] = {
     "normalisation": {"mean": [0.1], "std": [0.9]},
     "example_shape": [1, 1, 16, 16],

@@ -97,7 +97,7 @@ def test_a_weight_that_is_computed_is_refused() -> None:
     asked = parametrizations.weight_norm(nn.Linear(4, 4))
     masked = prune.l1_unstructured(nn.Linear(4, 4), "weight", 0.5)
     for layer in (asked, masked):
-        with pytest.raises(ModelError, match=r"^1\.weight is computed from other parameters"):
+        with pytest.raises(ModelError, match=r"^1\.weight is computed .*remove_parametrizations\("):
             prunable_weights(nn.Sequential(nn.Linear(4, 4), layer))
 
 

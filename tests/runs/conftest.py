@@ -62,6 +62,7 @@ def make_findings() -> Callable[..., Findings]:
         rows[0] |= {"test_accuracy_finetuned": 0.88, "finetune_seed": 0, "cell": "pruned"}
         cost = graph.dense_cost
         content: dict[str, Any] = {
+            "schema": 1,
             "command": "train",
             "arch": "toy",
             "dataset": "digits",

@@ -367,6 +367,8 @@ def test_single_weights_become_zero_in_place(trained: Any) -> None:
     weights = [module.weight for module in result.model.modules() if isinstance(module, nn.Linear)]
     assert sum(int((weight == 0).sum()) for weight in weights) > 0
     assert result.graph is None
+    assert len(repr(result)) < 200  # neither networks nor data
+    assert len(repr(task.train)) < 200
     assert result.report["pruned"]["sparsity"] == pytest.approx(0.5, abs=0.01)
     assert result.report["pruned"]["score"] == Counted(trained[1][-1])(result.model)
 
@@ -386,11 +388,13 @@ def test_single_weights_become_zero_in_place(trained: Any) -> None:
         ("policy:resnet-imagenet", HALF, 400, ArtefactError, "comes with the package: resnet-"),
         ("l1/unifrom", HALF, 400, ConfigError, "did you mean .*l1/uniform"),
         ("cem", HALF, 0, ConfigError, "networks=0 is too few for cem"),
+        ("l1/uniform", 0.5, 400, ConfigError, r"budget=0.5 is no Budget: .*pg\.Budget\(keep_macs"),
+        (AgentSearch, HALF, 400, ConfigError, r"the class AgentSearch: give .* AgentSearch\(\)"),
     ],
 )
 def test_what_cannot_be_is_one_line_before_any_work(
     method: Any,
-    budget: pg.Budget,
+    budget: Any,
     networks: int,
     error: type[Exception],
     message: str,

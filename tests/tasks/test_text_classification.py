@@ -132,10 +132,21 @@ def test_the_metric_is_that_of_the_table(name: str, metric: str, tmp_path: Path)
     assert math.isfinite(task.measure(task.model, task.search.batches(16), autocast=False).accuracy)
 
 
+class OneRow(nn.Module):
+    """Fails on several rows, as a Llama whose config names no padding token."""
+
+    def forward(self, input_ids: torch.Tensor, **_: Any) -> torch.Tensor:
+        if len(input_ids) > 1:
+            msg = "Cannot handle batch sizes > 1"
+            raise ValueError(msg)
+        return torch.zeros(1, 2)
+
+
 def test_what_does_not_fit_is_refused_in_one_line(tmp_path: Path) -> None:
     cases: list[tuple[type[PruneGraphError], str, dict[str, Any]]] = [
         (ModelError, "gives 3 logits", {"model": tiny_encoder(outputs=3)}),
         (ModelError, "classifier of sequences", {"model": tiny_encoder()}),
+        (ModelError, r"fails on 2 rows \(Cannot handle .*give an encoder", {"model": OneRow()}),
         (ConfigError, "'acuracy' is none", {"metric": "acuracy"}),
         (ConfigError, "pearson does not fit", {"metric": "pearson"}),
         (DataError, "nothing to report on", {"test": "search"}),

@@ -222,6 +222,15 @@ def test_plans_that_contradict_themselves_are_refused(digits: Dataset) -> None:
     ):
         with pytest.raises(ConfigError):
             make()
+    recipe = FinetuneConfig(epochs=1, peak_lr=0.1)
+    for wrong in (mask, Cubic(0.5, end=3)):
+        with pytest.raises(ConfigError, match=r"give MaskPlan\(masks=\.\.\.\)"):
+            finetune(model, training_task(model, digits.train), recipe, seed=0, masks=wrong)  # type: ignore[arg-type]
+    optimizer = OPTIMIZERS[0](make_net().parameters())
+    with pytest.raises(ConfigError, match="the optimizer holds no parameter of the network"):
+        MaskedWeights(model, optimizer, mask)
+    with pytest.raises(MaskError, match="masks is a list: give a WeightMask"):
+        MaskedWeights(model, OPTIMIZERS[0](model.parameters()), [mask])  # type: ignore[arg-type]
     other = WeightMask({"0.weight": mask.keep["0.weight"]})
     with pytest.raises(MaskError, match="different networks"):
         MaskedWeights(model, OPTIMIZERS[0](model.parameters()), {"a": mask, "b": other})

@@ -221,7 +221,7 @@ def mark(kind: str, filled: bool) -> dict[str, Any]:
 
 
 def _add_kinds(figure: Figure, rows: Sequence[MethodRow]) -> None:
-    """Add the legend of the kinds that are there."""
+    """Add the legend: the kinds that are there, and what hollow and filled marks stand for."""
     kinds = {_kind(row) for row in rows} | {DENSE}
     handles = [Line2D([], [], label=kind, **mark(kind, True)) for kind in MARKS if kind in kinds]
     figure.legend(
@@ -230,13 +230,15 @@ def _add_kinds(figure: Figure, rows: Sequence[MethodRow]) -> None:
         ncols=3,
         handletextpad=0.1,
         columnspacing=1.0,
+        title=_fillings(rows),
+        title_fontsize=SMALL,
     )
 
 
 def _fillings(rows: Sequence[MethodRow]) -> str:
     """Return what hollow and filled marks stand for."""
     tuned = any(row.test_accuracy_finetuned is not None for row in rows)
-    return "hollow = after recalibration, filled = after fine-tuning" if tuned else "not fine-tuned"
+    return "hollow: before the fine-tune, filled: after it" if tuned else "not fine-tuned"
 
 
 def _methods(findings: Findings) -> Plot:
@@ -244,7 +246,7 @@ def _methods(findings: Findings) -> Plot:
     methods, unit = by_method(findings.rows), findings.unit
     groups = methods[:MOST_METHODS]
     shown = [row for _, rows in groups for row in rows]
-    figure, axes = new_figure(1.3 + 0.2 * len(groups))
+    figure, axes = new_figure(1.5 + 0.2 * len(groups))
     dense = findings.content["dense"]
     axes.axvline(unit.shown(dense["test_accuracy"]), color=INK, linestyle=":", linewidth=0.8)
     for accuracy, filled in _dense_marks(dense):
@@ -267,8 +269,8 @@ def _methods(findings: Findings) -> Plot:
     words = [f"{name} {unit.words(value)}" for name, value in means.items()]
     return Plot(
         figure=figure,
-        caption=f"{unit.name.capitalize()} of {some} methods, best on the search split first: "
-        f"{_fillings(shown)}; mean and standard deviation over seeds.",
+        caption=f"{unit.name.capitalize()} of {some} methods, best on the search split first; "
+        "mean and standard deviation over seeds; the dotted line is the dense network.",
         text=f"Dot plot of test {unit.plural} before a fine-tune. {'; '.join(words)}; "
         f"dense {unit.words(dense['test_accuracy'])}.",
     )

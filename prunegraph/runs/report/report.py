@@ -121,6 +121,7 @@ def _as_utilities(content: dict[str, Any], where: str) -> dict[str, Any]:
 COSTS = {"macs": int, "params": int}
 ACCURACIES = {"test_accuracy": float, "test_accuracy_finetuned": float | None}
 REPORT = {
+    "schema": int,
     "command": str,
     "arch": str,
     "dataset": str,
@@ -212,6 +213,9 @@ def read_report(folder: RunFolder) -> dict[str, Any]:
     path = folder.file(RunFolder.REPORT)
     content = _as_utilities(read_json(path), str(path))
     dense = checked(content, REPORT, str(path))["dense"]
+    if content["schema"] != SCHEMA:
+        msg = f"{path} has schema {content['schema']}, this version reads {SCHEMA}: update"
+        raise ArtefactError(msg)
     checked(content, OF_WEIGHTS if "sparsity" in content["budget"] else OF_CHANNELS, str(path))
     for name, split in content["data"].items():
         checked(split, SPLIT, f"{path}: data.{name}")

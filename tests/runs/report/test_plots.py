@@ -127,6 +127,8 @@ def test_kinds_of_methods_differ_by_shape_and_are_named(make_findings: Make) -> 
         assert shown == {MARKS[kind][1] for kind in ("agent", "search", "no search", "dense")}
         names = [text.get_text() for text in figure.legends[0].get_texts()]
         assert names == ["agent", "search", "no search", "dense"]
+        filling = figure.legends[0].get_title().get_text()
+        assert filling == "hollow: before the fine-tune, filled: after it"
 
 
 def test_labels_of_a_small_range_of_errors_are_plain(make_findings: Make) -> None:
