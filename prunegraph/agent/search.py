@@ -1,5 +1,6 @@
 """The agent's search: train a policy on pruned networks, choose a mask for each network."""
 
+import itertools
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -119,13 +120,14 @@ def _search(
     result = _train(subjects, plan, tables, initial, events)
     first = tables[0]
     networks = result.networks_evaluated + len(subjects) * plan.probes
-    places = max((plan.networks * len(subjects) - networks) // len(subjects), FINALISTS)
+    left = (plan.networks * len(subjects) - networks) // len(subjects)
     before = sum(evaluator.num_networks for evaluator in first.evaluators)
     chosen = []
     for number, (subject, evaluator) in enumerate(zip(subjects, first.evaluators, strict=True)):
+        places = max(left, FINALISTS)
         masks = _finalists(result, subject, first.tasks[number], number, places, plan)
         _say(subjects[0].problem, networks, f"finalists {number + 1}/{len(subjects)}")
-        chosen.append(_best(masks, evaluator))
+        chosen.append(_best(_affordable(masks, evaluator, left), evaluator))
     networks += sum(evaluator.num_networks for evaluator in first.evaluators) - before
     evaluators = [item for table in tables for item in table.evaluators]
     recalled = sum(evaluator.recalled for evaluator in evaluators)
@@ -227,6 +229,7 @@ def _train(
     """Train the policy until the networks are used up, finalists to come left out."""
     problem = subjects[0].problem
     whole = any(subject.problem.task.search is None for subject in subjects)
+    reserved = FINALISTS if any(_costs(each.problem, plan) for each in subjects) else 0
     environment = env_config(
         plan.config,
         subset_size=None if whole else problem.subset_size,
@@ -243,12 +246,19 @@ def _train(
         ],
         [subject.graph for subject in subjects],
         plan.config,
-        total_networks=(plan.networks - FINALISTS - plan.probes) * len(subjects),
+        total_networks=(plan.networks - reserved - plan.probes) * len(subjects),
         threads=len(tables) > 1,
         initial=initial,
         tensorboard=events,
         progress=partial(_show, problem),
     )
+
+
+def _costs(problem: Problem, plan: SearchPlan) -> bool:
+    """Return whether finalists are run: they have not been scored for good, or at this budget."""
+    evaluator = problem.evaluator
+    subset = evaluator.narrow(evaluator.draw_subset(problem.subset_size, 0))
+    return subset is not None or problem.budget not in plan.budgets
 
 
 def _finalists(
@@ -280,6 +290,18 @@ def _finalists(
     masks += [graph.mask(keep) for keep in kept]
     fitting = [mask for mask in masks if graph.fits(mask, budget)]  # not all were repaired
     return list(dict.fromkeys(fitting))[:places]
+
+
+def _affordable(
+    masks: Sequence[ChannelMask], evaluator: SearchEvaluator, left: int
+) -> list[ChannelMask]:
+    """Return the masks without those beyond ``left`` networks to run; the first if none is left."""
+    known = [evaluator.is_cached(mask) for mask in masks]
+    new = itertools.accumulate(not each for each in known)
+    found = [
+        mask for mask, each, count in zip(masks, known, new, strict=True) if each or count <= left
+    ]
+    return found or list(masks[:1])
 
 
 def _best(masks: Sequence[ChannelMask], evaluator: SearchEvaluator) -> tuple[ChannelMask, Outcome]:

@@ -66,6 +66,10 @@ class SearchEvaluator(MaskEvaluator, Protocol):
         """Return the outcomes of masks on all search images."""
         ...
 
+    def is_cached(self, mask: ChannelMask) -> bool:
+        """Return whether a mask was scored on all search images."""
+        ...
+
 
 class PooledEvaluator:
     """Scores masks as an ``Evaluator`` does, on the workers of a pool.
@@ -135,6 +139,10 @@ class PooledEvaluator:
             return list(threads.map(self.evaluate, masks))
         finally:  # after Ctrl-C not when all are done
             threads.shutdown(wait=False, cancel_futures=True)
+
+    def is_cached(self, mask: ChannelMask) -> bool:
+        """Return whether a mask was scored on all search images."""
+        return (mask.digest(), subset_digest(None)) in self._cache
 
     def draw_subset(self, size: int, seed: int) -> Tensor:
         """Return positions of random search images, fixed by ``seed``."""
