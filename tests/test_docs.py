@@ -43,13 +43,13 @@ PAGES = [
 ]
 OURS = re.compile(r"^(prunegraph|python )", re.M)
 TINY = {
-    "networks": 28,
+    "networks": 20,
     "agent.update_size": 2,
     "agent.surrogate_steps": 2,
     "agent.distill_steps": 1,
     "agent.subset": 64,
     "calibration_images": 64,
-    "epochs": 3,
+    "epochs": 1,
     "finetune_epochs": 1,
     "search_seeds": 1,
     "seeds": 1,
@@ -106,6 +106,8 @@ def tiny(arguments: Sequence[str]) -> list[str]:
         return list(arguments)
     names = option_names(load(COMMANDS[arguments[0]].options))
     sizes = {name: value for name, value in TINY.items() if name in names}
+    if "--policy" in arguments and "networks" in sizes:
+        sizes["networks"] = 28  # it decides with some
     if "--budgets" in arguments:
         sizes["networks"] = 37  # each cell of a family has its own starts
     others = {"--weights", "--config"}  # trained before

@@ -1,5 +1,7 @@
 """The embedded data sets: scikit-learn's 1,797 real 8 x 8 digits, alone and among pieces."""
 
+from functools import cache
+
 import torch
 from torch import Tensor
 
@@ -27,15 +29,21 @@ def read_digits() -> tuple[Tensor, Tensor, dict[str, Tensor]]:
     Train 60 %, val 15 %, test 25 % of each class, the same whatever the caller's seed: weights
     trained in one run must never have seen the search or test images of another.
     """
-    digits = datasets.load_digits()
-    pixels = torch.from_numpy(digits.images) * (255 / GREY_MAX)
-    images = pixels.round().to(torch.uint8).unsqueeze(1)  # [n, 1, 8, 8]
-    labels = torch.from_numpy(digits.target).to(torch.int64)
+    images, labels = (values.clone() for values in _parsed())
     everything = torch.arange(len(labels))
     rest, test = stratified_cut(labels, everything, TEST_SHARE, SPLIT_SEED, 10)
     share = SEARCH_SHARE / (1 - TEST_SHARE)
     train, val = stratified_cut(labels, rest, share, SPLIT_SEED, 10)
     return images, labels, {"train": train, "val": val, "test": test}
+
+
+@cache
+def _parsed() -> tuple[Tensor, Tensor]:
+    """Return the images and labels, of which callers take copies: the file is a table of text."""
+    digits = datasets.load_digits()
+    pixels = torch.from_numpy(digits.images) * (255 / GREY_MAX)
+    images = pixels.round().to(torch.uint8).unsqueeze(1)  # [n, 1, 8, 8]
+    return images, torch.from_numpy(digits.target).to(torch.int64)
 
 
 def read_clutter() -> tuple[Tensor, Tensor, dict[str, Tensor]]:

@@ -6,13 +6,14 @@ up by name: each is changed on the meta device, where a network is shapes alone.
 
 import copy
 import logging
-from collections.abc import Iterator, Sequence, Set
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 from prunegraph.core.errors import ModelError
@@ -42,6 +43,26 @@ MOST_LAYERS = 512
 
 MOST_WIDTHS = 128
 """Units of a layer, such as heads, of which each number is tried; of more all may stay, or none."""
+
+
+FILLING = {"normal_", "uniform_", "trunc_normal_"}
+"""Functions that draw values in place, of which shapes know nothing."""
+
+
+class Unfilled(TorchFunctionMode):
+    """Leaves tensors on the meta device as they are: to draw no values took half of the time."""
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Any,
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        given = kwargs or {}
+        if getattr(func, "__name__", None) in FILLING:
+            return args[0] if args else given["tensor"]  # as functions of ``torch.nn.init`` say it
+        return func(*args, **given)
 
 
 class ConfigSearch:
@@ -84,7 +105,7 @@ class ConfigSearch:
         logger.setLevel(logging.ERROR)  # numbers that do not fit are what is looked for
         try:
             config = self._config.from_dict(copy.deepcopy(values))
-            with torch.device("meta"):
+            with torch.device("meta"), Unfilled():
                 state = self._model(config).state_dict()
         except Exception:  # transformers raises about anything
             return None
@@ -101,8 +122,12 @@ class ConfigSearch:
             if not number or name == HEAD_WIDTH:  # fewer heads look like narrower ones
                 continue
             first, second = PROBED if value is None else (value, 2 * value)
-            before, after = (self._shapes(self._values | {name: each}) for each in (first, second))
-            if first < 1 or before is None or after is None:
+            if first < 1:
+                continue
+            own = value is not None  # its network is the dense one
+            before = self.dense if own else self._shapes(self._values | {name: first})
+            after = self._shapes(self._values | {name: second})
+            if before is None or after is None:
                 continue
             if before.keys() == after.keys() == self.dense.keys():
                 slopes = {
@@ -149,6 +174,8 @@ class ConfigSearch:
                 found = self._shapes(changed)
                 if found is not None and found.keys() == self.dense.keys():
                     tried.append((changed, _differences(found, shapes)))
+                    if not tried[-1][1]:
+                        break
             values, wrong = min(tried, key=lambda item: len(item[1]), default=(values, left))
             if len(wrong) >= len(left):
                 return None

@@ -20,7 +20,7 @@ from support.random_blocks import (
     Tokens,
 )
 
-SEEDS = range(30)
+SEEDS = range(10)
 
 Build = Callable[[], nn.Module]
 

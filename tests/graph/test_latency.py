@@ -32,7 +32,7 @@ def case() -> Case:
     model = build_model("resnet20", num_classes=10, image_shape=(3, 32, 32)).train()
     example = torch.randn(1, 3, 32, 32)
     graph = analyse(model, example)
-    return model, graph, example, measure_latency_table(model, graph, example, num_runs=15)
+    return model, graph, example, measure_latency_table(model, graph, example, num_runs=5)
 
 
 def scores_of(graph: StructureGraph, seed: int = 0) -> FloatArray:

@@ -14,7 +14,7 @@ from prunegraph.data import load_dataset
 from prunegraph.models import WeightsInfo, save_weights
 from prunegraph.runs.prepare import build_network
 
-ARCHS = ("random_basic_1", "random_inverted_1", "random_mixer_1")
+ARCHS = ("random_basic_9", "random_inverted_1", "random_mixer_1")
 WORDS = ("--budgets", "0.3", "0.6", "--agent.update-size", "2", "--threads", "1", "--device", "cpu")
 
 

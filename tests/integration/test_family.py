@@ -33,6 +33,8 @@ SMALL = (
         "64",
         "--agent.surrogate-steps",
         "2",
+        "--agent.distill-steps",
+        "1",
     ),
     *("--calibration-images", "64", "--finetune-epochs", "1", "--threads", "1"),
 )
@@ -116,8 +118,9 @@ def test_a_search_for_other_budgets_has_finalists_at_its_own(
 
 def test_a_search_goes_on_from_a_trained_policy(family: Path, tmp_path: Path) -> None:
     words = ["train", "--weights", str(family / "dense.safetensors"), "--policy", str(family)]
-    words += ["--search-seeds", "1", "--baselines", "none", "--agent.distill-steps", "0", *SMALL]
-    words[words.index("--networks") + 1] = "36"  # what the policy runs to decide is counted
+    words += ["--search-seeds", "1", "--baselines", "none", *SMALL]
+    words += ["--networks", "36"]  # what the policy runs to decide is counted
+    words += ["--agent.distill-steps", "0"]
     words += ["--agent.metric", "accuracy"]  # by which the rows of a report are compared below
     assert main([*words, "--out", str(tmp_path / "run")]) == 0
     known, found = (load_policy(path) for path in (family, tmp_path / "run"))

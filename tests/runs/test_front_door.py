@@ -166,6 +166,7 @@ def test_a_limit_that_one_step_meets_takes_no_steps(
         pg.prune(network, method, budget, data=loader, steps=2)
 
 
+@pytest.mark.usefixtures("parameter_clock")
 def test_a_latency_falls_step_by_step(network: nn.Module, loader: DataLoader[Any]) -> None:
     graph = pg.analyse(network, IMAGE)
     asked = pg.Budget(max_latency=4.0)

@@ -11,7 +11,7 @@ from prunegraph.testing.structure_check import StructureFindings, check_structur
 from support.random_networks import FEATURES, RandomNetwork, random_network
 
 NUM_SEEDS = 300
-QUICK, *SLOW = range(20), range(20, 100), range(100, 200), range(200, NUM_SEEDS)
+QUICK, *SLOW = range(10), range(10, 100), range(100, 200), range(200, NUM_SEEDS)
 BLOCKS = [QUICK, *(pytest.param(seeds, marks=pytest.mark.slow) for seeds in SLOW)]
 
 
@@ -47,7 +47,7 @@ def test_networks_are_small_and_follow_from_the_seed_alone() -> None:
 
 
 def test_every_output_depends_on_the_inputs() -> None:
-    for seed in range(NUM_SEEDS):
+    for seed in range(0, NUM_SEEDS, 3):
         model = random_network(seed)
         noise = torch.randn(
             model.example_inputs.shape, generator=torch.Generator().manual_seed(seed + 1)
