@@ -93,7 +93,8 @@ def test_a_search_goes_on_where_it_was_killed_and_reads_no_test_text(
     wanted = prune()
     assert wanted.graph is not None
     assert wanted.graph.fits(wanted.mask, BUDGET)  # type: ignore[arg-type]
-    assert NETWORKS - 6 < wanted.report["networks_evaluated"] <= NETWORKS
+    least = NETWORKS - AGENT.options.update_size if chosen is AGENT else 1  # some draw masks twice
+    assert least <= wanted.report["networks_evaluated"] <= NETWORKS
     whole, ran = ran, 0
     limit = 2 * whole // 3
     with pytest.raises(Stop):
