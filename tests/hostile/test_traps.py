@@ -328,7 +328,7 @@ def test_names_in_a_report_are_no_markup_and_no_way_out(tmp_path: Path) -> None:
     dense = {"macs": 2, "params": 2, "test_accuracy": 0.5, "test_accuracy_finetuned": None}
     pruned = {"macs": 1, "params": 1, "widths": {}, "mask_digest": "d", "search_accuracy": 0.5}
     pruned |= {"seed": 0, "test_accuracy_recalibrated": 0.5, "test_accuracy_finetuned": None}
-    content = {"command": "train", "arch": "[/y]", "dataset": "digits", "budget": {}}
+    content = {"schema": 1, "command": "train", "arch": "[/y]", "dataset": "digits", "budget": {}}
     content |= {"dense": dense, "pruned": pruned, "methods": [row], "verdict": None}
     content |= {"verdict_reason": "", "verdict_metric": "test_accuracy_recalibrated"}
     content |= {"task": "image_classification", "score_name": "accuracy", "higher_is_better": True}
