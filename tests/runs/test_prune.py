@@ -333,7 +333,7 @@ def test_a_search_from_a_policy_beats_what_the_policy_decides_alone() -> None:
     )
     task = pg.tasks.image_classification(model.eval(), train=digits.train, search=digits.search)
     alone = pg.prune(task, "policy:resnet-cifar", HALF)
-    found = pg.prune(task, AgentSearch(options=SHORT, policy="resnet-cifar"), HALF, networks=32)
+    found = pg.prune(task, AgentSearch(policy="resnet-cifar"), HALF, networks=42)
     assert found.report["pruned"]["score"] >= alone.report["pruned"]["score"]
     assert alone.report["pruned"]["score"] == evaluate(alone.model, digits.search).accuracy
     assert alone.report["strength"] in (0.0, 0.5, 1.0)
