@@ -16,10 +16,8 @@ from prunegraph.env import check_at_stake
 from prunegraph.evaluation.evaluator import metric_of
 from prunegraph.methods.method import Problem
 from prunegraph.methods.prior import NUM_PRIORS
+from prunegraph.methods.search_run import FINALISTS
 from prunegraph.rewards.config import Metric
-
-FINALISTS = 8
-"""Masks that are scored on the whole search split at the end of a search, at the least."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

@@ -1,6 +1,5 @@
 """The agent's search: train a policy on pruned networks, choose a mask for each network."""
 
-import itertools
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -13,19 +12,19 @@ import torch
 from prunegraph.agent.adapt import adapt
 from prunegraph.agent.distill import DistillTarget, distill
 from prunegraph.agent.options import AgentOptions
-from prunegraph.agent.plan import FINALISTS, SearchPlan, plan_search
+from prunegraph.agent.plan import SearchPlan, plan_search
 from prunegraph.agent.policies import TrainedPolicy
 from prunegraph.agent.settings import env_config
 from prunegraph.agent.subject import Subject, first_context
 from prunegraph.agent.train import AgentConfig, TrainingResult, train_agent
 from prunegraph.core.budget import Budget
 from prunegraph.core.masks import ChannelMask, pack_bits, unpack_bits
-from prunegraph.core.outcome import Outcome
 from prunegraph.core.tensors import parameter_digest
 from prunegraph.env import ChannelPruningEnv, PruningTask, pair_name
 from prunegraph.evaluation.log import OutcomeLog
 from prunegraph.evaluation.pool import Pool, PooledEvaluator, SearchEvaluator, num_threads
 from prunegraph.methods.method import Problem, Result
+from prunegraph.methods.search_run import FINALISTS, SearchRun, best_of
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -124,10 +123,9 @@ def _search(
     before = sum(evaluator.num_networks for evaluator in first.evaluators)
     chosen = []
     for number, (subject, evaluator) in enumerate(zip(subjects, first.evaluators, strict=True)):
-        places = max(left, FINALISTS)
-        masks = _finalists(result, subject, first.tasks[number], number, places, plan)
+        masks = _finalists(result, subject, first.tasks[number], number, max(left, FINALISTS), plan)
         _say(subjects[0].problem, networks, f"finalists {number + 1}/{len(subjects)}")
-        chosen.append(_best(_affordable(masks, evaluator, left), evaluator))
+        chosen.append(best_of(masks, evaluator, left))
     networks += sum(evaluator.num_networks for evaluator in first.evaluators) - before
     evaluators = [item for table in tables for item in table.evaluators]
     recalled = sum(evaluator.recalled for evaluator in evaluators)
@@ -256,9 +254,7 @@ def _train(
 
 def _costs(problem: Problem, plan: SearchPlan) -> bool:
     """Return whether finalists are run: they have not been scored for good, or at this budget."""
-    evaluator = problem.evaluator
-    subset = evaluator.narrow(evaluator.draw_subset(problem.subset_size, 0))
-    return subset is not None or problem.budget not in plan.budgets
+    return SearchRun(problem).subset(0) is not None or problem.budget not in plan.budgets
 
 
 def _finalists(
@@ -290,25 +286,6 @@ def _finalists(
     masks += [graph.mask(keep) for keep in kept]
     fitting = [mask for mask in masks if graph.fits(mask, budget)]  # not all were repaired
     return list(dict.fromkeys(fitting))[:places]
-
-
-def _affordable(
-    masks: Sequence[ChannelMask], evaluator: SearchEvaluator, left: int
-) -> list[ChannelMask]:
-    """Return the masks without those beyond ``left`` networks to run; the first if none is left."""
-    known = [evaluator.is_cached(mask) for mask in masks]
-    new = itertools.accumulate(not each for each in known)
-    found = [
-        mask for mask, each, count in zip(masks, known, new, strict=True) if each or count <= left
-    ]
-    return found or list(masks[:1])
-
-
-def _best(masks: Sequence[ChannelMask], evaluator: SearchEvaluator) -> tuple[ChannelMask, Outcome]:
-    """Return the mask with the best outcome on the whole search split; of equal ones the first."""
-    outcomes = evaluator.evaluate_all(masks)
-    chosen = max(range(len(masks)), key=lambda number: outcomes[number].rank)
-    return masks[chosen], outcomes[chosen]
 
 
 def _distilled(

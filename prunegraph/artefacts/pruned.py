@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from prunegraph.core.errors import ArtefactError, ConfigError, MaskError, one_line
 from prunegraph.core.files import file_digest, write_bytes, write_json
 from prunegraph.core.masks import ChannelMask, pack_bits, unpack_bits
-from prunegraph.core.reading import checked, read_json
+from prunegraph.core.reading import check_schema, checked, read_json
 from prunegraph.core.seeding import seeded
 from prunegraph.core.tensors import load_state, read_safetensors, state_tensors, to_safetensors
 from prunegraph.graph import AttentionUnit, ExampleInputs, StructureGraph, analyse, unwrap
@@ -360,9 +360,7 @@ def read_record(
     if record["checksum"] != checksum(record):
         msg = f"{path} is damaged: its content does not fit its checksum; copy it again"
         raise ArtefactError(msg)
-    if record["schema"] != SCHEMA:
-        msg = f"{path} has schema {record['schema']}, this version reads {SCHEMA}: update"
-        raise ArtefactError(msg)
+    check_schema(record["schema"], SCHEMA, path)
     found = record.get("kind", "channels")
     if kind is not None and found != kind:
         reader = "load_masked" if found == "weights" else "load_pruned"

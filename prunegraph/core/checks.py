@@ -1,6 +1,7 @@
 """Checks of options: a value that cannot be gives one line that names it."""
 
 from numbers import Real
+from typing import TypeGuard
 
 from prunegraph.core.errors import ConfigError
 
@@ -12,32 +13,31 @@ def _check_number(name: str, value: object) -> None:
         raise ConfigError(msg)
 
 
+def _is_given(value: float | None, name: str) -> TypeGuard[float]:
+    """Return whether there is a value; raise ConfigError if it is no number."""
+    if value is None:
+        return False
+    _check_number(name, value)
+    return True
+
+
 def check_at_least(name: str, value: float | None, least: float) -> None:
     """Raise ConfigError if ``value`` is given and below ``least``, infinite, or NaN."""
-    if value is None:
-        return
-    _check_number(name, value)
-    if not least <= value < float("inf"):
+    if _is_given(value, name) and not least <= value < float("inf"):
         msg = f"{name}={value} must be at least {least}"
         raise ConfigError(msg)
 
 
 def check_at_most(name: str, value: float | None, most: float) -> None:
     """Raise ConfigError if ``value`` is given and above ``most``."""
-    if value is None:
-        return
-    _check_number(name, value)
-    if not value <= most:
+    if _is_given(value, name) and not value <= most:
         msg = f"{name}={value} must be at most {most}"
         raise ConfigError(msg)
 
 
 def check_positive(name: str, value: float | None) -> None:
     """Raise ConfigError if ``value`` is given and not above 0, infinite, or NaN."""
-    if value is None:
-        return
-    _check_number(name, value)
-    if not 0.0 < value < float("inf"):
+    if _is_given(value, name) and not 0.0 < value < float("inf"):
         msg = f"{name}={value} must be positive"
         raise ConfigError(msg)
 

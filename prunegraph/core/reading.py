@@ -185,6 +185,13 @@ def _printable(value: Any) -> bool:
     return not isinstance(value, str) or value.isprintable()
 
 
+def check_schema(found: int, known: int, path: Path) -> None:
+    """Raise ArtefactError for a file of another schema than the one that is known."""
+    if found != known:
+        msg = f"{path} has schema {found}, this version reads {known}: update"
+        raise ArtefactError(msg)
+
+
 def _at(where: str, key: str) -> str:
     return f"{where}: {key}" if where.endswith((".json", ".safetensors")) else f"{where}.{key}"
 

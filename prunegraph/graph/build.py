@@ -27,7 +27,7 @@ PARAMETRISED = ".parametrizations."
 
 ALONE = "all its channels leave together, and one must stay"
 
-NO_CLASSES = np.empty(0, dtype=np.int64)
+NO_UNITS = np.empty(0, dtype=np.int64)
 
 LAYER_SIZES = frozenset({"in_channels", "out_channels", "in_features", "out_features"})
 
@@ -80,7 +80,7 @@ class GraphBuilder:
         self._check_means()
         params = self._param_components()
         used = [components for axes in params.values() for components in axes.values()]
-        distinct, first = np.unique(np.concatenate([NO_CLASSES, *used]), return_index=True)
+        distinct, first = np.unique(np.concatenate([NO_UNITS, *used]), return_index=True)
         in_order = distinct[np.argsort(first)]
         self.unit_of = {int(component): index for index, component in enumerate(in_order)}
         lookup = np.full(int(self.components.max(initial=-1)) + 1, NEUTRAL, dtype=np.int64)
@@ -283,9 +283,9 @@ class GraphBuilder:
             inputs, outputs = self._units(op.in_labels), self._units(op.out_labels)
             coefficient = op.macs_coefficient
             if self._has_constants(op.in_labels):
-                inputs, coefficient = NO_CLASSES, coefficient * op.in_labels.numel()
+                inputs, coefficient = NO_UNITS, coefficient * op.in_labels.numel()
             if self._has_constants(op.out_labels):
-                outputs, coefficient = NO_CLASSES, coefficient * op.out_labels.numel()
+                outputs, coefficient = NO_UNITS, coefficient * op.out_labels.numel()
             nodes.append(
                 OpNode(
                     name=op.module + suffix,
@@ -334,7 +334,7 @@ class GraphBuilder:
         own = [np.unique(units[name][axis]) for name, axis in slices]
         positions = np.repeat(np.arange(len(slices)), [len(indices) for indices in own])
         shape = (len(frozen), len(slices))
-        where = (np.concatenate([NO_CLASSES, *own]), positions)
+        where = (np.concatenate([NO_UNITS, *own]), positions)
         table = sparse.csr_array((np.ones(len(positions), dtype=np.int8), where), shape=shape)
         table.sort_indices()
         ends = table.indptr.tolist()

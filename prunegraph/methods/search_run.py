@@ -1,9 +1,13 @@
 """What all searches share: the count of their networks, and the choice among finalists."""
 
+import itertools
+from collections.abc import Iterable
+
 from torch import Tensor
 
 from prunegraph.core.masks import ChannelMask
 from prunegraph.core.outcome import Outcome
+from prunegraph.evaluation.pool import SearchEvaluator
 from prunegraph.methods.method import Problem, Result
 
 MOST_IDLE = 50
@@ -45,10 +49,27 @@ class SearchRun:
 
     def choose(self, finalists: list[ChannelMask]) -> Result:
         """Score the finalists, as far as networks remain, on the whole search split."""
-        evaluator = self.problem.evaluator
-        found: dict[ChannelMask, Outcome] = {}
-        for mask in dict.fromkeys(finalists):
-            if not found or self.remaining > 0 or evaluator.is_cached(mask):
-                found[mask] = evaluator.evaluate(mask)
-        best = max(found, key=lambda mask: found[mask].rank)
+        best, _ = best_of(finalists, self.problem.evaluator, self.remaining)
         return Result(mask=best, networks=self.networks)
+
+
+def best_of(
+    masks: Iterable[ChannelMask], evaluator: SearchEvaluator, remaining: int
+) -> tuple[ChannelMask, Outcome]:
+    """Return the mask with the best outcome on the whole search split; of equal ones the first.
+
+    Args:
+        masks: finalists, the likeliest first.
+        evaluator: scores them.
+        remaining: networks that may be run; beyond them only masks that were scored count, and the
+            first if none was.
+    """
+    known = {mask: evaluator.is_cached(mask) for mask in masks}
+    run = itertools.accumulate(not each for each in known.values())
+    counted = [
+        mask for mask, count in zip(known, run, strict=True) if known[mask] or count <= remaining
+    ]
+    chosen = counted or [*known][:1]
+    outcomes = dict(zip(chosen, evaluator.evaluate_all(chosen), strict=True))
+    best = max(chosen, key=lambda mask: outcomes[mask].rank)
+    return best, outcomes[best]

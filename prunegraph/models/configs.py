@@ -6,14 +6,13 @@ up by name: each is changed on the meta device, where a network is shapes alone.
 
 import copy
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterator, Sequence, Set
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 from prunegraph.core.errors import ModelError
@@ -25,6 +24,7 @@ from prunegraph.graph import (
     unwrap,
 )
 from prunegraph.graph.rounding import restrict
+from prunegraph.graph.trace.calls import CallMode
 
 Shapes = dict[str, tuple[int, ...]]
 """Shape of each entry of a state, by name."""
@@ -49,20 +49,16 @@ FILLING = {"normal_", "uniform_", "trunc_normal_"}
 """Functions that draw values in place, of which shapes know nothing."""
 
 
-class Unfilled(TorchFunctionMode):
+class Unfilled(CallMode):
     """Leaves tensors on the meta device as they are: to draw no values took half of the time."""
 
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Any,
-        args: Sequence[Any] = (),
-        kwargs: Mapping[str, Any] | None = None,
+    def call(
+        self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
-        given = kwargs or {}
-        if getattr(func, "__name__", None) in FILLING:
-            return args[0] if args else given["tensor"]  # as functions of ``torch.nn.init`` say it
-        return func(*args, **given)
+        """Return the tensor that a function would fill; call any other function."""
+        if getattr(function, "__name__", None) in FILLING:
+            return args[0] if args else kwargs["tensor"]  # as functions of ``torch.nn.init`` say it
+        return function(*args, **kwargs)
 
 
 class ConfigSearch:

@@ -98,13 +98,13 @@ def test_a_search_for_other_budgets_has_finalists_at_its_own(
     family: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     finalists: list[Sequence[ChannelMask]] = []
-    best = search._best
+    best = search.best_of
 
-    def note(masks: Sequence[ChannelMask], evaluator: Any) -> Any:
+    def note(masks: Sequence[ChannelMask], evaluator: Any, remaining: int) -> Any:
         finalists.append(masks)
-        return best(masks, evaluator)
+        return best(masks, evaluator, remaining)
 
-    monkeypatch.setattr(search, "_best", note)
+    monkeypatch.setattr(search, "best_of", note)
     words = ["train", "--weights", str(family / "dense.safetensors"), *SMALL]
     words += ["--budgets", "0.3", "0.7", "--keep-macs", "0.5", "--baselines", "none"]
     words += ["--search-seeds", "1", "--networks", "56"]

@@ -1,4 +1,4 @@
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -50,6 +50,9 @@ class KnownLoss:
             seconds=0.0,
             soft_accuracy=-distance if self.steady == "soft" else None,
         )
+
+    def evaluate_all(self, masks: Sequence[ChannelMask]) -> list[Outcome]:
+        return [self.evaluate(mask) for mask in masks]
 
     def is_cached(self, mask: ChannelMask, subset: torch.Tensor | None = None) -> bool:
         return False

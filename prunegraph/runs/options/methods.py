@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterable, Sequence
 
 from prunegraph.core.errors import ConfigError, suggest
-from prunegraph.methods.registry import BY_NAME, FEDERATED, SEARCHES, load
+from prunegraph.methods.registry import CLASSES, FEDERATED, load
 
 FEDERATION = "federation"
 """Stands for all methods that train a federation: its options are of each of them."""
@@ -45,8 +45,7 @@ def split_words(words: Sequence[str], own: Iterable[str]) -> tuple[list[str], tu
 
 def method_of(words: Sequence[str]) -> type | None:
     """Return the class of the first method that the words of a command line name, if one does."""
-    homes = {**SEARCHES, **BY_NAME}
-    found: type | None = next((load(homes[word]) for word in words if word in homes), None)
+    found: type | None = next((load(CLASSES[word]) for word in words if word in CLASSES), None)
     return found
 
 

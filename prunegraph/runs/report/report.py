@@ -14,7 +14,7 @@ from prunegraph.core.budget import Budget
 from prunegraph.core.errors import ArtefactError
 from prunegraph.core.files import write_json
 from prunegraph.core.precision import computes_bfloat16
-from prunegraph.core.reading import checked, read_json
+from prunegraph.core.reading import check_schema, checked, read_json
 from prunegraph.methods.randomized.run import Record
 from prunegraph.methods.registry import BY_NAME
 from prunegraph.runs.folder import RunFolder
@@ -213,9 +213,7 @@ def read_report(folder: RunFolder) -> dict[str, Any]:
     path = folder.file(RunFolder.REPORT)
     content = _as_utilities(read_json(path), str(path))
     dense = checked(content, REPORT, str(path))["dense"]
-    if content["schema"] != SCHEMA:
-        msg = f"{path} has schema {content['schema']}, this version reads {SCHEMA}: update"
-        raise ArtefactError(msg)
+    check_schema(content["schema"], SCHEMA, path)
     checked(content, OF_WEIGHTS if "sparsity" in content["budget"] else OF_CHANNELS, str(path))
     for name, split in content["data"].items():
         checked(split, SPLIT, f"{path}: data.{name}")
