@@ -385,6 +385,29 @@ def test_a_network_that_amplifies_rounding_errors_is_pruned() -> None:
     assert not [item for item in analyse(net, x).frozen_ops if item.op == "trial"]
 
 
+class Chooses(nn.Module):
+    """Orders its positions by scores that rounding alone tells apart where one channel is left."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.proj, self.head = nn.Linear(6, 16), nn.Linear(16, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.proj(x) * (1 + self.proj.weight.shape[0] * 2**-22)  # rounds by the width
+        size = hidden.abs()
+        scores = size.pow(3).sum(-1) / size.square().sum(-1) / size.sum(-1)
+        order = scores.argsort(-1)[..., None].expand(-1, -1, 4)
+        return self.head(hidden).gather(1, order)
+
+
+def test_an_order_that_rounding_decides_where_little_is_left_freezes_nothing() -> None:
+    x = torch.randn(2, 16, 6, generator=torch.Generator().manual_seed(0))
+    graph = analyse(Chooses(), x)
+    (hidden,) = [group for group in graph.groups if group.units.size == 16]
+    assert hidden.min_keep == 1
+    assert graph.free.sum() == 16
+
+
 class Lambda(nn.Module):
     """Hides its layers from ``copy.deepcopy``, which shares functions."""
 

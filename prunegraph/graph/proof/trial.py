@@ -20,7 +20,7 @@ from prunegraph.core.errors import first_line
 from prunegraph.core.masks import BoolArray, IntArray
 from prunegraph.graph.copying import copy_network
 from prunegraph.graph.graph import FrozenOp, Group, StructureGraph
-from prunegraph.graph.late_weights import cast_network
+from prunegraph.graph.late_weights import SMALL, cast_network
 from prunegraph.graph.proof.outputs import as_finite, difference_of
 from prunegraph.graph.proof.subjects import ERRORS, Bold, Forward
 from prunegraph.graph.surgery import Factors, apply_mask, zero_mask
@@ -40,6 +40,9 @@ HALF = {torch.float16, torch.bfloat16}
 
 ILL_CONDITIONED = 1e-2
 """Where float32 and float64 differ by more, the last digits decide the first: ROUGH is exact."""
+
+NUDGE = 1 + 2**-46
+"""What the small parameters of a network in float64 are multiplied by, to change last digits."""
 
 DIFFERS = "the pruned forward computes something else than the masked one"
 
@@ -231,6 +234,22 @@ class _Outputs:
         except ERRORS as error:
             return Failure(reason=f"the forward fails on channels of zeros: {first_line(error)}")
 
+    def are_chance(self) -> bool:
+        """Return whether last digits decide what the masked network gives, even in float64.
+
+        A forward that takes the largest scores chooses among equal ones so: where each group keeps
+        its minimum, a norm over one channel makes all positions alike.
+        """
+        try:
+            given = self._of(zero_mask, torch.float64)
+            for parameter in self._network.parameters():
+                if parameter.is_floating_point() and parameter.numel() <= SMALL:
+                    parameter.data.mul_(NUDGE)
+            nudged = tensors_in(self._run(self._network, torch.float64))
+        except ERRORS:
+            return False
+        return difference_of(nudged, given) > ROUGH
+
     def agree(self, slim: list[Tensor], zero: list[Tensor]) -> bool:
         """Return whether the two are equal, in float64 if need be."""
         limit = SUSPICIOUS * min(max(1.0, len(self._graph.ops) / SHALLOW), DEEP)
@@ -251,7 +270,7 @@ def failure_of(
     keep: BoolArray,
     run: Forward,
     *,
-    finite: bool = False,
+    least: bool = False,
     training: Callable[[], bool] | None = None,
     bold: Bold | None = None,
     lately: bool = False,
@@ -263,17 +282,17 @@ def failure_of(
         graph: its structure.
         keep: which units stay.
         run: calls a network of the model's type on the example inputs.
-        finite: a masked network whose outputs are finite elsewhere than the whole one's says
-            nothing.
+        least: a masked network says nothing whose outputs are finite elsewhere than the whole
+            one's, or by chance as they are.
         training: returns whether the whole network runs in training mode: then the pruned one must.
         bold: makes weights larger, if the whole network gives finite outputs with these.
         lately: weights of copies are made when they are read.
     """
     factors = None if bold is None else bold.factors
     outputs = _Outputs(model, graph, keep, run, factors, lately=lately)
-    failure, is_finite = _compared(outputs, lambda: tensors_in(run(model, None)), finite=finite)
+    failure, is_finite = _compared(outputs, lambda: tensors_in(run(model, None)), least=least)
     if factors and bold and (failure or not is_finite) and not bold.is_sound():
-        return failure_of(model, graph, keep, run, finite=finite, training=training, lately=lately)
+        return failure_of(model, graph, keep, run, least=least, training=training, lately=lately)
     if failure is None and training is not None:
         failure = _failure_in_training(outputs.copied(apply_mask), run)
         return failure if failure is not None and training() else None
@@ -286,7 +305,7 @@ def failure_of(
 
 
 def _compared(
-    outputs: _Outputs, dense: Callable[[], list[Tensor]], *, finite: bool
+    outputs: _Outputs, dense: Callable[[], list[Tensor]], *, least: bool
 ) -> tuple[Failure | None, bool]:
     """Return how a pruned network differs from the masked one, and whether both are finite."""
     slim = outputs.pruned()
@@ -298,14 +317,15 @@ def _compared(
     is_finite = all(bool(torch.isfinite(t).all()) for t in (*slim, *zero))
     if [t.shape for t in slim] != [t.shape for t in zero]:
         return Failure(reason="the forward's output changes its shape"), is_finite
-    if finite and not is_finite:
+    if least and not is_finite:
         whole = dense()
         if not as_finite(slim, whole):
             reason = "the forward needs more than one channel for finite outputs"
             return Failure(reason=reason), is_finite
         if not as_finite(zero, whole):
             return None, is_finite
-    return None if outputs.agree(slim, zero) else Failure(reason=DIFFERS), is_finite
+    follows = outputs.agree(slim, zero) or (least and outputs.are_chance())
+    return None if follows else Failure(reason=DIFFERS), is_finite
 
 
 class Trial:
@@ -392,7 +412,7 @@ class Trial:
             self._graph,
             trial,
             self._run,
-            finite=self.least,
+            least=self.least,
             training=self._training,
             bold=self._bold,
             lately=self._lately,
