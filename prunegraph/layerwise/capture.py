@@ -1,7 +1,7 @@
 """Hooks that show what each convolution and linear layer of a network reads."""
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -15,6 +15,7 @@ from prunegraph.core.masks import IntArray
 from prunegraph.graph import OpNode, StructureGraph, copy_network, unwrap
 from prunegraph.graph.module_sizes import is_self_attention, slim_all_attentions
 from prunegraph.graph.trace.calls import CallMode
+from prunegraph.layerwise.order import hooked
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,21 +91,17 @@ def layer_inputs(
     modules = dict(model.named_modules(remove_duplicate=False))
     parameters = dict(model.named_parameters(remove_duplicate=False))
     handles = []
-    try:
-        for op in _called(graph):
-            path, _, leaf = str(op.param).rpartition(".")
-            module, weight = modules.get(path), parameters.get(str(op.param))
-            if isinstance(module, torch.jit.ScriptModule):  # which takes no hooks
-                continue
-            if module is not None and getattr(module, "weight", None) is weight:
-                handles.append(module.register_forward_pre_hook(_hook(op, visit)))
-            elif attentions and module is not None and is_self_attention(module, leaf):
-                handles.append(module.register_forward_pre_hook(_hook(op, visit, copies=3)))
-        with LinearCalls(model) as calls:
-            yield calls
-    finally:
-        for handle in handles:
-            handle.remove()
+    for op in _called(graph):
+        path, _, leaf = str(op.param).rpartition(".")
+        module, weight = modules.get(path), parameters.get(str(op.param))
+        if module is None or isinstance(module, torch.jit.ScriptModule):  # which takes no hooks
+            continue
+        if getattr(module, "weight", None) is weight:
+            handles.append(module.register_forward_pre_hook(_hook(op, visit)))
+        elif attentions and is_self_attention(module, leaf):
+            handles.append(module.register_forward_pre_hook(_hook(op, visit, copies=3)))
+    with hooked(handles), LinearCalls(model) as calls:
+        yield calls
 
 
 class LinearCalls(CallMode):
@@ -133,22 +130,17 @@ class LinearCalls(CallMode):
 
     def __enter__(self) -> "LinearCalls":
         """Follow which layers run."""
-        self._handles = [
-            handle
-            for item in self._layers.values()
-            for handle in (
-                item.register_forward_pre_hook(self._begin),
-                item.register_forward_hook(self._end),
-            )
-        ]
+        self._handles = ExitStack()
+        for item in self._layers.values():
+            self._handles.enter_context(item.register_forward_pre_hook(self._begin))
+            self._handles.enter_context(item.register_forward_hook(self._end))
         super().__enter__()
         return self
 
     def __exit__(self, *exception: Any) -> None:
         """Let the network be as it was."""
         super().__exit__(*exception)
-        for handle in self._handles:
-            handle.remove()
+        self._handles.close()
 
     def _begin(self, layer: nn.Module, _: Any) -> None:
         self._running.append(layer)

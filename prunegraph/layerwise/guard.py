@@ -86,12 +86,8 @@ class Guard:
             scores = getattr(output, "logits", output)
             found.extend(_rows(item) for item in tensors_in(scores) if item.is_floating_point())
 
-        handle = network.register_forward_hook(hook)
-        try:
-            with repeatable(network, self._seed):
-                self._run(network)
-        finally:
-            handle.remove()
+        with network.register_forward_hook(hook), repeatable(network, self._seed):
+            self._run(network)
         return found
 
 

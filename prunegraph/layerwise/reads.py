@@ -1,6 +1,7 @@
 """What the layers of a block read while it runs, added up to their Hessians."""
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -67,20 +68,20 @@ class Reads(CallMode):
         self._grams: dict[str, _Gram] = {}
         self._twins: dict[str, str] = {}
         self._linear: dict[int, str] = {}
-        self._handles = []
+        self._handles = ExitStack()
         for name, layout in layers.items():
             module = model.get_submodule(layout.module)
             if isinstance(module, nn.Linear):
                 self._linear[id(module.weight)] = name
             else:
                 hook = self._hook(name)
-                self._handles.append(module.register_forward_pre_hook(hook, with_kwargs=True))
+                handle = module.register_forward_pre_hook(hook, with_kwargs=True)
+                self._handles.enter_context(handle)
 
     def __exit__(self, *exception: Any) -> None:
         """Let the network be as it was."""
         super().__exit__(*exception)
-        for handle in self._handles:
-            handle.remove()
+        self._handles.close()
 
     def _hook(self, name: str) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:
         generator = torch.Generator().manual_seed(0)  # other positions in each batch

@@ -22,6 +22,7 @@ from prunegraph.graph.module_sizes import is_self_attention
 from prunegraph.graph.trace.calls import WatchedCalls
 from prunegraph.layerwise.capture import Read, layer_inputs, readable_copy
 from prunegraph.layerwise.guard import REJECTED, Guard
+from prunegraph.layerwise.order import hooked
 from prunegraph.layerwise.room import batch_size, warn_of_few, widest
 from prunegraph.layerwise.sampling import (
     LAYERS,
@@ -96,7 +97,7 @@ class Reconstruction:
         seed: int = 0,
         device: str | torch.device | None = None,
     ) -> None:
-        self._graph = graph
+        self._graph, self._run, self._seed = graph, run, seed
         self._dense = dense = readable_copy(model, device or model_device(model), None)
         parameters = dict(dense.named_parameters(remove_duplicate=False))
         tied = _tied(parameters)
@@ -106,8 +107,8 @@ class Reconstruction:
         calls: Counter[str] = Counter()
         found: dict[str, list[InputSums | InputRows]] = {}
         forwards: list[None] = []
-        fitted_later = self._prepare(run)
-        handle = dense.register_forward_pre_hook(lambda *_: forwards.append(None))
+        fitted_later = self._prepare()
+        counting = dense.register_forward_pre_hook(lambda *_: forwards.append(None))
 
         def visit(read: Read) -> None:
             name, values = str(read.op.param), read.activation
@@ -121,9 +122,8 @@ class Reconstruction:
                     _add(sums, rows.chunk(getattr(read.module, "groups", 1), dim=1), seed)
 
         shown = layer_inputs(dense, graph, visit, attentions=True)
-        with torch.no_grad(), shown, _normed(dense) as normed:
-            self._look(run)
-        handle.remove()
+        with torch.no_grad(), counting, shown, _normed(dense) as normed:
+            self._look()
         uses = Counter(str(op.param) for op in graph.ops)  # what else reads it was not seen
         sums = {
             name: own for name, own in found.items() if calls[name] >= uses[name] * len(forwards)
@@ -139,6 +139,7 @@ class Reconstruction:
         self._biases = {name: parameters[bias_name(name)] for name in biased}
         watched = held_out is not None or bool(forwards)
         self._guard = Guard(dense, held_out or run, seed) if watched else None
+        self._finish()
 
     @classmethod
     def on_samples(
@@ -183,13 +184,16 @@ class Reconstruction:
     def _batches(samples: TrainSplit, size: int) -> Iterable[Batch]:
         return samples.batches(size)
 
-    def _prepare(self, run: Callable[[nn.Module], None]) -> Container[str]:
+    def _prepare(self) -> Container[str]:
         """Return the weights of layers whose inputs are measured when they are fitted."""
         return ()
 
-    def _look(self, run: Callable[[nn.Module], None]) -> None:
+    def _look(self) -> None:
         """Run the dense network on what its layers' inputs are measured on."""
-        run(self._dense)
+        self._run(self._dense)
+
+    def _finish(self) -> None:
+        """Do what is left when the layers' inputs are known."""
 
     def unguarded(self) -> Self:
         """Return the same without the comparison on held-out data, for those who score networks."""
@@ -398,12 +402,8 @@ def _normed(model: nn.Module) -> Iterator[set[str]]:
         elif isinstance(module, LAYERS):
             handles.append(module.register_forward_hook(mark(f"{path}.weight".removeprefix("."))))
     others: set[str] = set()
-    try:
-        with WatchedCalls(partial(_note_reader, others)):
-            yield result
-    finally:
-        for handle in handles:
-            handle.remove()
+    with hooked(handles), WatchedCalls(partial(_note_reader, others)):
+        yield result
     alone = {name for name, count in returned.items() if normed.get(name) == count}
     result.update(alone - others)
 

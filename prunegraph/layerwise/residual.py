@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from prunegraph.graph.trace.calls import WatchedCalls
+from prunegraph.layerwise.order import hooked
 
 NEAR = 1e-3
 """Share of a variance that may be left of what is taken for a multiple."""
@@ -85,12 +86,8 @@ def residual_branches(
             name = f"{path}.weight".removeprefix(".")
             handles.append(module.register_forward_pre_hook(watch.begin))
             handles.append(module.register_forward_hook(partial(watch.end, name)))
-    try:
-        with _places(model, paths, watch.mark), WatchedCalls(watch.add):
-            yield watch.found
-    finally:
-        for handle in handles:
-            handle.remove()
+    with hooked(handles), _places(model, paths, watch.mark), WatchedCalls(watch.add):
+        yield watch.found
 
 
 def _with_hooks(model: nn.Module) -> dict[str, nn.Module]:
@@ -123,11 +120,8 @@ def _places(
         if path in paths:
             handles.append(module.register_forward_pre_hook(partial(given, path), prepend=True))
             handles.append(module.register_forward_hook(partial(gives, path)))
-    try:
+    with hooked(handles):
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 class _Seen(NamedTuple):

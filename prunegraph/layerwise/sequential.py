@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from prunegraph.core.masks import ChannelMask
 from prunegraph.core.splits import Batch, ReadyBatches, TrainSplit
-from prunegraph.graph import StructureGraph, copy_network, evaluation_mode
+from prunegraph.graph import copy_network, evaluation_mode
 from prunegraph.graph.analyse import repeatable
 from prunegraph.graph.module_sizes import slim_all_attentions
 from prunegraph.graph.slim_attention import is_dense_attention
@@ -78,33 +78,23 @@ class LayerwiseReconstruction(Reconstruction):
         device: where the network runs; None = where it is.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        graph: StructureGraph,
-        run: Callable[[nn.Module], None],
-        *,
-        held_out: Callable[[nn.Module], None] | None = None,
-        seed: int = 0,
-        device: str | torch.device | None = None,
-    ) -> None:
-        self._run, self._seed = run, seed
-        super().__init__(model, graph, run, held_out=held_out, seed=seed, device=device)
-        if self._chain is None:
-            self._measure(partial(self._send, self._dense))
-
-    def _prepare(self, run: Callable[[nn.Module], None]) -> Container[str]:
+    def _prepare(self) -> Container[str]:
         """Find the blocks; return the weights in them."""
-        self._chain = find_chain(self._dense, self._axes.keys(), run)
+        self._chain = find_chain(self._dense, self._axes.keys(), self._run)
         blocks = () if self._chain is None else self._chain.blocks
         return {name for name in self._axes if name.startswith(tuple(f"{own}." for own in blocks))}
 
-    def _look(self, run: Callable[[nn.Module], None]) -> None:
+    def _look(self) -> None:
         """Run the dense network: of one with blocks, whose layers are looked at later, on a few."""
         if self._chain is None:
-            run(self._dense)
+            super()._look()
         else:
-            run_first(self._dense, run, FEW)
+            run_first(self._dense, self._run, FEW)
+
+    def _finish(self) -> None:
+        """Measure what all layers give, unless it is done block by block."""
+        if self._chain is None:
+            self._measure(partial(self._send, self._dense))
 
     @torch.no_grad()
     def _measure(self, send: Callable[[], None]) -> None:
@@ -127,9 +117,8 @@ class LayerwiseReconstruction(Reconstruction):
 
         adding = residual_branches(self._dense, self._wanted, self._sampled_outputs)
         shown = layer_inputs(self._dense, self._graph, visit, attentions=True)
-        with adding as found, shown as given:
+        with counting, adding as found, shown as given:
             send()
-        counting.remove()
         self._gives_weights = given.needed
         for name in [name for name in self._wanted if calls[name] > 1]:
             del self._wanted[name]

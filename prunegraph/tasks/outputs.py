@@ -18,11 +18,8 @@ def loss_and_outputs(
     def note(module: nn.Module, args: Any, outputs: Any) -> None:
         given[0] = outputs
 
-    handle = model.register_forward_hook(note)
-    try:
+    with model.register_forward_hook(note):
         return loss(model, batch), given[0]
-    finally:
-        handle.remove()
 
 
 def logits_in(outputs: Any) -> Any:

@@ -71,16 +71,13 @@ class Dense:
             batch_size: samples a forward, fewer of large ones (``MEMORY``).
             attentions: see ``reads``.
         """
-        handle = self.model.register_forward_pre_hook(_watch_inputs, with_kwargs=True)
-        try:
+        with self.model.register_forward_pre_hook(_watch_inputs, with_kwargs=True):
             size = min(batch_size, self._most_samples(attentions=attentions))
             with layer_inputs(self.model, self.graph, visit, attentions=attentions):
                 for batch in self.train.batches(size):
                     self.loss(batch).backward()
-        finally:
-            handle.remove()
-            self.model.requires_grad_(False).zero_grad()
-            return_freed_memory()
+        self.model.requires_grad_(False).zero_grad()
+        return_freed_memory()
 
     def _most_samples(self, *, attentions: bool) -> int:
         """Return of how many samples reads and what a backward needs take ``MEMORY`` bytes."""
