@@ -113,8 +113,7 @@ def _stopping(problem: Problem) -> Callable[[int], None]:
         if networks > problem.max_networks:
             msg = f"prune ran {networks} networks where {problem.max_networks} are allowed"
             raise ConfigError(msg)
-        if problem.progress is not None:
-            problem.progress(networks, "")
+        problem.tell(networks, "")
 
     return report
 

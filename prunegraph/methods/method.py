@@ -1,10 +1,11 @@
 """What every method is given, what it gives back, and what it says of itself."""
 
+import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol, cast
 
 from torch import nn
 
@@ -13,10 +14,11 @@ from prunegraph.core.errors import BudgetError, ConfigError, ModelError
 from prunegraph.core.masks import ChannelMask, FloatArray
 from prunegraph.core.splits import TrainSplit
 from prunegraph.core.task import Task
+from prunegraph.core.tensors import parameter_digest
 from prunegraph.core.weight_mask import WeightMask
 from prunegraph.evaluation.evaluator import Evaluator
 from prunegraph.evaluation.log import OutcomeLog
-from prunegraph.graph import StructureGraph
+from prunegraph.graph import StructureGraph, unwrap
 from prunegraph.graph.costs.latency import LatencyTable
 from prunegraph.graph.costs.latency_budget import project_budget
 from prunegraph.graph.features import node_features
@@ -101,6 +103,36 @@ class Problem(OfNetwork):
     def evaluator(self) -> Evaluator:
         """Scores masks on the search split and counts the networks run."""
         return self.make_evaluator(self.log)
+
+    def file(self, name: str) -> Path | None:
+        """Return where a method keeps a checkpoint of a name; None: nowhere."""
+        return None if self.folder is None else self.folder / f"{name}.safetensors"
+
+    def tell(self, done: int, words: str) -> None:
+        """Call ``progress``, if there is one."""
+        if self.progress is not None:
+            self.progress(done, words)
+
+    def tell_block(self, done: int, total: int) -> None:
+        """Tell how many blocks of a network are done."""
+        self.tell(100 * done // total, f"block {done} of {total}")
+
+    def identity(self, method: "Method", **data: Any) -> dict[str, Any]:
+        """Return what tells a run of a method from others, as JSON values.
+
+        Args:
+            method: a dataclass of its options.
+            data: fingerprints of what else it sees, such as samples.
+        """
+        given = {
+            "method": method.name,
+            **asdict(cast(Any, method)),
+            "seed": self.seed,
+            "budget": self.budget.as_dict(),
+            "network": parameter_digest(unwrap(self.task.model)),
+            **data,
+        }
+        return dict(json.loads(json.dumps(given)))
 
     def new_evaluator(self) -> Evaluator:
         """Return an evaluator that scores masks alike and has counted nothing yet."""

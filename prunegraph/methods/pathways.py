@@ -109,16 +109,14 @@ class MaskedTraining(TrainedWeights):
         """Train a network in place; an interrupted training goes on."""
 
         def tell(done: int, epochs: int, loss: float, _: float) -> None:
-            if problem.progress is not None:
-                problem.progress(100 * done // epochs, f"{label}, loss {loss:.3f}")
+            problem.tell(100 * done // epochs, f"{label}, loss {loss:.3f}")
 
-        folder = problem.folder
         return finetune(
             network,
             task,
             self.recipe(task),
             seed=problem.seed,
-            checkpoint=None if folder is None else folder / f"{label}.safetensors",
+            checkpoint=problem.file(label),
             progress=tell,
             masks=plan,
         )

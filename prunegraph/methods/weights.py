@@ -1,14 +1,11 @@
 """What methods of single weights share: what they say of themselves, what they cannot serve."""
 
-import json
 from abc import ABC, abstractmethod
-from dataclasses import asdict
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from torch import nn
 
 from prunegraph.core.errors import BudgetError
-from prunegraph.core.tensors import parameter_digest
 from prunegraph.core.weight_mask import WeightMask
 from prunegraph.graph import unwrap
 from prunegraph.layerwise.weights import prunable_weights
@@ -32,23 +29,6 @@ class WeightMethod(ABC):
     @abstractmethod
     def prune(self, problem: Problem) -> Result:
         """Choose the mask."""
-
-    def identity(self, problem: Problem, **data: Any) -> dict[str, Any]:
-        """Return what tells a run from others, as JSON values.
-
-        Args:
-            problem: what it is given.
-            data: fingerprints of the samples that it sees.
-        """
-        given = {
-            "method": self.name,
-            **asdict(self),  # type: ignore[call-overload]  # each is a dataclass
-            "seed": problem.seed,
-            "budget": problem.budget.as_dict(),
-            "network": parameter_digest(unwrap(problem.task.model)),
-            **data,
-        }
-        return dict(json.loads(json.dumps(given)))
 
 
 class TrainedWeights(WeightMethod):

@@ -136,17 +136,16 @@ class Federation(TrainedWeights):
     def conductor(self, problem: Problem, network: nn.Module) -> Conductor:
         """Return the server over all rounds, after the last one that a folder knows."""
         server, done = hold_zeros(first_server(network)), Progress(versions=[0] * self.clients)
-        identity = self.identity(problem, train=problem.task.train.fingerprint())
-        path = None if problem.folder is None else problem.folder / f"{self.name}.safetensors"
+        identity = problem.identity(self, train=problem.task.train.fingerprint())
+        path = problem.file(self.name)
         if path is not None and path.exists():
             server, done = read_checkpoint(path, identity, server, self.clients)
 
         def keep(server: Server, done: Progress) -> None:
             if path is not None:
                 write_checkpoint(path, identity, server, done)
-            if problem.progress is not None:
-                told = f"round {server.round} of {self.rounds}, loss {done.losses[-1]:.3f}"
-                problem.progress(100 * server.round // self.rounds, told)
+            told = f"round {server.round} of {self.rounds}, loss {done.losses[-1]:.3f}"
+            problem.tell(100 * server.round // self.rounds, told)
 
         return Conductor(
             server=server,

@@ -33,7 +33,6 @@ from prunegraph.core.masks import BoolArray, Float64Array, FloatArray, IntArray
 from prunegraph.core.precision import autocasting
 from prunegraph.core.splits import Batch
 from prunegraph.core.states import part_of, read_state, told_as_damage, write_state
-from prunegraph.core.tensors import parameter_digest
 from prunegraph.graph import StructureGraph, copy_network, evaluation_mode, unwrap
 from prunegraph.graph.apply import apply_mask
 from prunegraph.graph.features import rank_in_group
@@ -196,16 +195,12 @@ class _Training:
         self.momentum = torch.zeros_like(self.gates.values)
         self.refit: Refit | None = None
         self.worth = torch.zeros_like(self.gates.values)
-        folder = problem.folder
-        self.path = None if folder is None else folder / f"{method.name}.safetensors"
-        self.identity = {
-            **dataclasses.asdict(method),
-            "network": parameter_digest(self.dense),
-            "structure": self.graph.fingerprint(),
-            "budget": budget.as_dict(),
-            "calibration": problem.calibration.fingerprint(),
-            "seed": problem.seed,
-        }
+        self.path = problem.file(method.name)
+        self.identity = problem.identity(
+            method,
+            structure=self.graph.fingerprint(),
+            calibration=problem.calibration.fingerprint(),
+        )
         self.standing: BoolArray | None = None
 
     def run(self) -> Result:
@@ -223,9 +218,8 @@ class _Training:
             state.step += 1
             if self.path is not None and state.step % every == 0:
                 self._write(self.path)
-            if self.problem.progress is not None:
-                told = f"step {state.step} of {method.steps}, divergence {state.losses[-1]:.3f}"
-                self.problem.progress(100 * state.step // method.steps, told)
+            told = f"step {state.step} of {method.steps}, divergence {state.losses[-1]:.3f}"
+            self.problem.tell(100 * state.step // method.steps, told)
         keep = self._fix()
         mask = self.graph.mask(keep)
         details = {

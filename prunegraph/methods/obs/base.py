@@ -2,7 +2,6 @@
 
 from abc import abstractmethod
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
@@ -98,9 +97,9 @@ class BlockwiseMethod(WeightMethod):
             forward,
             blocks=self.blocks or None,
             folder=problem.folder,
-            identity=self.identity(problem, calibration=problem.calibration.fingerprint()),
+            identity=problem.identity(self, calibration=problem.calibration.fingerprint()),
             notes=errors,
-            progress=problem.progress and partial(_report, problem.progress),
+            progress=problem.tell_block,
         )
         keep = walk.run(lambda matrix: self._prune(matrix, zeros[matrix.name], pattern, errors))
         with torch.no_grad():  # of what has slim attention, which holds weights of its own
@@ -138,7 +137,3 @@ def _batch_size(problem: Problem) -> int:
     tensors = [item for item in sample if isinstance(item, Tensor)]
     tokens = max((item.numel() for item in tensors if not item.is_floating_point()), default=1)
     return max(min(BATCH, TOKENS // max(tokens, 1)), 1)
-
-
-def _report(progress: Any, done: int, total: int) -> None:
-    progress(100 * done // total, f"block {done} of {total}")

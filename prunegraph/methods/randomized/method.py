@@ -104,8 +104,8 @@ class Levels(TrainedWeights):
             problem=problem,
             recipe=self._recipe(model),
             name=self.name,
-            identity=self.identity(
-                problem,
+            identity=problem.identity(
+                self,
                 train=problem.task.train.fingerprint(),
                 search=None if search is None else search.fingerprint(),
             ),

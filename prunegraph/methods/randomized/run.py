@@ -185,8 +185,7 @@ class Selection:
     def _train(self, level: int, mask: WeightMask, name: str) -> nn.Module:
         """Return the network of a mask after the whole training of a level."""
         model = copy_network(self.model)
-        folder = self.problem.folder
-        path = None if folder is None else folder / f"{self.name}-training.safetensors"
+        path = self.problem.file(f"{self.name}-training")
         name = f"{json.dumps(self.identity, sort_keys=True)} {name}"
         self._fit(level, model, mask, self.recipe.steps, "final", checkpoint=path, name=name)
         if path is not None:
@@ -243,24 +242,18 @@ class Selection:
         )
         return asdict(record)
 
-    @property
-    def _path(self) -> Path | None:
-        folder = self.problem.folder
-        return None if folder is None else folder / f"{self.name}.safetensors"
-
     def _save(self) -> None:
         """Write what is done, and say how far that is."""
-        if self._path is not None:
+        path = self.problem.file(self.name)
+        if path is not None:
             parts = {"model": state_tensors(self.model), "mask": self.mask.packed()}
-            write_state(self._path, "run", self.identity, asdict(self.done), parts)
-        if self.problem.progress is not None:
-            several, levels = self.recipe.candidates > 1, len(self.levels)
-            early, others = (levels * several * self.recipe.candidates, self.recipe.candidates - 1)
-            done = sum(map(len, self.done.early)) + self.done.level
-            done += max(len(self.done.final) - (self.done.level == levels), 0)
-            percent = 100 * done // (early + levels + others)
-            told = f"level {min(self.done.level + 1, levels)} of {levels}"
-            self.problem.progress(percent, told)
+            write_state(path, "run", self.identity, asdict(self.done), parts)
+        several, levels = self.recipe.candidates > 1, len(self.levels)
+        early, others = levels * several * self.recipe.candidates, self.recipe.candidates - 1
+        done = sum(map(len, self.done.early)) + self.done.level
+        done += max(len(self.done.final) - (self.done.level == levels), 0)
+        percent = 100 * done // (early + levels + others)
+        self.problem.tell(percent, f"level {min(self.done.level + 1, levels)} of {levels}")
 
     def _restore(self) -> None:
         """Go on from the file, if there is one.
@@ -268,16 +261,17 @@ class Selection:
         Raises:
             ArtefactError: it is damaged, or of another run.
         """
-        if self._path is None or not self._path.exists():
+        path = self.problem.file(self.name)
+        if path is None or not path.exists():
             return
         done: Done
-        done, tensors = read_state(self._path, "run", self.identity, Done)
+        done, tensors = read_state(path, "run", self.identity, Done)
         begun = (done.level, done.level + 1) if self.recipe.candidates > 1 else (0,)
-        with told_as_damage(self._path):
+        with told_as_damage(path):
             mask = self.mask.unpacked(part_of(tensors, "mask"))
             if not 0 <= done.level <= len(self.levels) or len(done.early) not in begun:
                 raise ValueError
-        load_state(self.model, part_of(tensors, "model"), self._path)
+        load_state(self.model, part_of(tensors, "model"), path)
         self.mask, self.done = mask, done
 
 

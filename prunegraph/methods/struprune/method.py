@@ -8,7 +8,6 @@ the updates are SparseLLM's (``layerwise/admm.py``), both streams are followed, 
 held-out calibration loss.
 """
 
-import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -25,7 +24,6 @@ from prunegraph.core.masks import ChannelMask, FloatArray
 from prunegraph.core.precision import autocasting
 from prunegraph.core.reading import checked, read_json
 from prunegraph.core.splits import Batch
-from prunegraph.core.tensors import parameter_digest
 from prunegraph.graph import StructureGraph, evaluation_mode, unwrap
 from prunegraph.graph.apply import apply_mask
 from prunegraph.layerwise.block_files import BlockFiles
@@ -166,26 +164,19 @@ class Pruning:
 
     def result(self) -> Result:
         """Choose the shares, then cut and fit."""
-        files = BlockFiles(folder=self._problem.folder, identity=self._identity())
+        problem = self._problem
+        identity = problem.identity(self._method, calibration=problem.calibration.fingerprint())
+        files = BlockFiles(folder=problem.folder, identity=identity)
         files.open()
         weights, details = self._known_weights(files)
         counts = self.counts(weights)
-        walked = self.walk.prune(counts, self._method.rounds, files, self._report)
+        walked = self.walk.prune(counts, self._method.rounds, files, problem.tell_block)
         mask = self._mask(walked)
-        model = apply_mask(walked.network, self._problem.graph, mask).eval()
+        model = apply_mask(walked.network, problem.graph, mask).eval()
         details["errors"] = {name: min(errors) for name, errors in walked.errors.items()}
         details["rounds"] = {name: int(np.argmin(own)) for name, own in walked.errors.items()}
-        details["calibration"] = len(self._problem.calibration)
+        details["calibration"] = len(problem.calibration)
         return Result(mask=mask, model=model, details=details)
-
-    def _identity(self) -> dict[str, Any]:
-        problem = self._problem
-        return {
-            "method": {"name": self._method.name, **dataclasses.asdict(self._method)},
-            "network": parameter_digest(self.walk.dense),
-            "budget": problem.budget.as_dict(),
-            "calibration": problem.calibration.fingerprint(),
-        }
 
     def _known_weights(self, files: BlockFiles) -> tuple[dict[str, float], dict[str, Any]]:
         """Return what ``_weights`` does; an earlier start may have found it."""
@@ -213,7 +204,7 @@ class Pruning:
         tried |= {f"softmax, T={t:g}": self._softmax(values, t) for t in TEMPERATURES}
         losses = {}
         for name, weights in tried.items():
-            self._say(0, f"tries {name}")
+            self._problem.tell(0, f"tries {name}")
             losses[name] = self._loss(self.walk.prune(self.counts(weights), 0).network)
         best = min(losses, key=losses.__getitem__)
         return tried[best], {"allocation": best, "importances": values, "tried": losses}
@@ -237,13 +228,6 @@ class Pruning:
         for module in self._modules:
             keep[np.setdiff1d(module.units, walked.kept[module.reader])] = False
         return self._problem.graph.mask(keep)
-
-    def _report(self, done: int, total: int) -> None:
-        self._say(100 * done // total, f"block {done} of {total}")
-
-    def _say(self, percent: int, text: str) -> None:
-        if self._problem.progress is not None:
-            self._problem.progress(percent, text)
 
 
 def _scores(
