@@ -1,9 +1,12 @@
 """Checks of options: a value that cannot be gives one line that names it."""
 
+from collections.abc import Mapping
 from numbers import Real
-from typing import TypeGuard
+from typing import TypeGuard, TypeVar
 
 from prunegraph.core.errors import ConfigError
+
+Value = TypeVar("Value")
 
 
 def _check_number(name: str, value: object) -> None:
@@ -55,3 +58,17 @@ def check_choice(name: str, value: str, valid: tuple[str, ...]) -> None:
     if value not in valid:
         msg = f"{name}={value!r} is none of {', '.join(valid)}"
         raise ConfigError(msg)
+
+
+def check_fields(options: object, **least: float) -> None:
+    """Raise ConfigError if a field of a dataclass of options is below its least value."""
+    for name, value in least.items():
+        check_at_least(name, getattr(options, name), value)
+
+
+def find_named(name: str, known: Mapping[str, Value], what: str) -> Value:
+    """Return what has a name; raise ConfigError, with the names that there are, if nothing has."""
+    if name not in known:
+        msg = f"unknown {what} {name!r}; there are {', '.join(known)}"
+        raise ConfigError(msg)
+    return known[name]

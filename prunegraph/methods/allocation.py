@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
-from prunegraph.core.errors import ConfigError
+from prunegraph.core.checks import find_named
 from prunegraph.core.masks import ChannelMask, Float64Array, FloatArray, IntArray
 from prunegraph.evaluation.evaluator import Evaluator
 from prunegraph.graph import StructureGraph
@@ -163,10 +163,7 @@ def find_allocation(name: str) -> Allocation:
     Raises:
         ConfigError: there is none.
     """
-    if name not in ALLOCATIONS:
-        msg = f"unknown allocation {name!r}; there are {', '.join(ALLOCATIONS)}"
-        raise ConfigError(msg)
-    return ALLOCATIONS[name]
+    return find_named(name, ALLOCATIONS, "allocation")
 
 
 def allocate(

@@ -15,7 +15,7 @@ from typing import Any, ClassVar, Literal, cast, get_args
 
 import torch
 
-from prunegraph.core.checks import check_at_least, check_choice, check_positive
+from prunegraph.core.checks import check_choice, check_fields, check_positive
 from prunegraph.core.errors import ConfigError
 from prunegraph.core.splits import TrainSplit
 from prunegraph.core.task import Task, with_parts
@@ -50,8 +50,7 @@ class MaskedTraining(TrainedWeights):
     every: int = 20
 
     def __post_init__(self) -> None:
-        for name, least in (("epochs", 1), ("every", 1), ("batch_size", 2)):
-            check_at_least(name, getattr(self, name), least)
+        check_fields(self, epochs=1, every=1, batch_size=2)
         check_positive("lr", self.lr)
 
     @property
@@ -193,7 +192,7 @@ class Pathways(MaskedTraining):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_at_least("emphasis", self.emphasis, 0)
+        check_fields(self, emphasis=0)
         check_choice("start", self.start, get_args(Start))
         if self.start != "one" and not self.reselect:
             msg = f"start={self.start} begins at the final sparsity: give reselect as well"

@@ -17,7 +17,7 @@ from typing import get_args
 import torch
 from torch import Tensor, distributed, nn
 
-from prunegraph.core.checks import check_at_least, check_choice, check_positive, check_range
+from prunegraph.core.checks import check_choice, check_fields, check_positive, check_range
 from prunegraph.core.errors import ConfigError, DataError, ModelError, PruneGraphError
 from prunegraph.core.precision import autocasting
 from prunegraph.core.seeding import seeded
@@ -86,9 +86,7 @@ class FinetuneConfig:
     lora_rank: int = 0
 
     def __post_init__(self) -> None:
-        lowest = {"epochs": 0, "batch_size": 2, "warmup_epochs": 0, "lora_rank": 0}
-        for name, least in lowest.items():
-            check_at_least(name, getattr(self, name), least)
+        check_fields(self, epochs=0, batch_size=2, warmup_epochs=0, lora_rank=0)
         check_range("distill_weight", self.distill_weight, 0.0, 1.0)
         check_positive("peak_lr", self.learning_rate)
         check_choice("optimizer", self.optimizer, get_args(Optimizer))

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from prunegraph.core.checks import check_at_least
+from prunegraph.core.checks import check_fields
 from prunegraph.core.errors import ConfigError, MaskError
 from prunegraph.core.splits import Batch
 from prunegraph.core.states import told_as_damage
@@ -295,7 +295,7 @@ class MaskPlan:
         if several != (self.group_of is not None):
             msg = "several masks need group_of, which says whose mask a batch takes; one takes none"
             raise ConfigError(msg)
-        check_at_least("every", self.every, 1)
+        check_fields(self, every=1)
         if self.reselect and self.schedule is None:
             msg = "reselect=True needs a schedule: it says how many weights stay"
             raise ConfigError(msg)

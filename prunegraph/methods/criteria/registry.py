@@ -7,7 +7,7 @@ it has a row with every allocation, in every list of methods.
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from prunegraph.core.errors import ConfigError
+from prunegraph.core.checks import find_named
 from prunegraph.core.masks import Float64Array, FloatArray
 from prunegraph.methods.criteria.dense import Dense
 
@@ -127,10 +127,7 @@ def find_criterion(name: str) -> Criterion:
     Raises:
         ConfigError: there is none.
     """
-    if name not in CRITERIA:
-        msg = f"unknown criterion {name!r}; there are {', '.join(CRITERIA)}"
-        raise ConfigError(msg)
-    return CRITERIA[name]
+    return find_named(name, CRITERIA, "criterion")
 
 
 def importance(

@@ -10,9 +10,9 @@ import torch
 from torch import nn
 
 from prunegraph.core.checks import (
-    check_at_least,
     check_at_most,
     check_choice,
+    check_fields,
     check_positive,
     check_range,
 )
@@ -69,9 +69,7 @@ class Federation(TrainedWeights):
     start: Literal["fresh", "given"] = "fresh"
 
     def __post_init__(self) -> None:
-        lowest = {"clients": 1, "rounds": 1, "epochs": 1, "batch_size": 2}
-        for name, least in lowest.items():
-            check_at_least(name, getattr(self, name), least)
+        check_fields(self, clients=1, rounds=1, epochs=1, batch_size=2)
         for name in ("dirichlet", "lr"):
             check_positive(name, getattr(self, name))
         if self.participants is not None:
@@ -188,7 +186,7 @@ class FedMap(Federation):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_at_least("every", self.every, 1)
+        check_fields(self, every=1)
         check_positive("until", self.until)
         check_at_most("until", self.until, 1.0)
 

@@ -27,7 +27,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from prunegraph.core.checks import check_at_least
+from prunegraph.core.checks import check_fields
 from prunegraph.core.errors import BudgetError, ConfigError, PruneGraphError
 from prunegraph.core.masks import BoolArray, Float64Array, FloatArray, IntArray
 from prunegraph.core.precision import autocasting
@@ -117,8 +117,7 @@ class MaskPrune(ChannelMethod):
     refit: bool = True
 
     def __post_init__(self) -> None:
-        for name, least in (("steps", 10), ("batch_size", 1)):
-            check_at_least(name, getattr(self, name), least)
+        check_fields(self, steps=10, batch_size=1)
         if not 0.0 <= self.lr < 1.0:
             msg = f"lr={self.lr} must lie in [0, 1)"
             raise ConfigError(msg)

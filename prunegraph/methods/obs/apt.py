@@ -17,9 +17,9 @@ from prunegraph.core.checks import check_choice
 from prunegraph.core.errors import ConfigError
 from prunegraph.core.pattern import Pattern
 from prunegraph.core.tensors import all_but_least
-from prunegraph.layerwise.solve import Hessian, remove, remove_columns
+from prunegraph.layerwise.solve import Hessian, remove
 from prunegraph.methods.obs.base import BlockwiseMethod
-from prunegraph.methods.obs.choose import all_but_least_columns, best_of_groups
+from prunegraph.methods.obs.choose import best_of_groups, without_columns
 from prunegraph.methods.obs.sparsegpt import best_in_group, sweep
 
 GROUP = 4
@@ -58,7 +58,8 @@ class APT(BlockwiseMethod):
     ) -> tuple[Tensor, Tensor]:
         """See ``BlockwiseMethod.prune_matrix``."""
         if pattern.kind == "columns":
-            return without_columns(weight, hessian, zeros)
+            scores = weight.square().sum(0) / hessian.inverse.diagonal()
+            return without_columns(weight, scores, zeros, hessian)
         if self.mask == "staged":
             return staged(weight, hessian, zeros, pattern)
         upper = hessian.upper
@@ -130,10 +131,3 @@ def staged(weight: Tensor, hessian: Hessian, zeros: int, pattern: Pattern) -> tu
             keep = all_but_least(errors, round(share * zeros))
         current = remove(weight, keep, hessian)
     return current, keep
-
-
-def without_columns(weight: Tensor, hessian: Hessian, zeros: int) -> tuple[Tensor, Tensor]:
-    """Return the weights without the inputs of least OBS error, all others changed."""
-    scores = weight.square().sum(0) / hessian.inverse.diagonal()
-    keep = all_but_least_columns(weight, scores, zeros)
-    return remove_columns(weight, ~keep[0], hessian), keep

@@ -10,6 +10,7 @@ from torch import Tensor
 from prunegraph.core.budget import Budget
 from prunegraph.core.errors import BudgetError
 from prunegraph.core.pattern import UNSTRUCTURED, Pattern
+from prunegraph.layerwise.solve import Hessian, remove_columns
 from prunegraph.layerwise.weights import PrunableWeight
 
 
@@ -102,3 +103,11 @@ def all_but_least_columns(weight: Tensor, scores: Tensor, zeros: int) -> Tensor:
     keep = torch.ones_like(weight, dtype=torch.bool)
     keep[:, scores.argsort(stable=True)[:count]] = False
     return keep
+
+
+def without_columns(
+    weight: Tensor, scores: Tensor, zeros: int, hessian: Hessian
+) -> tuple[Tensor, Tensor]:
+    """Return ``all_but_least_columns``, and before it the weights, all others changed best."""
+    keep = all_but_least_columns(weight, scores, zeros)
+    return remove_columns(weight, ~keep[0], hessian), keep

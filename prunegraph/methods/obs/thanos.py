@@ -12,13 +12,13 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from prunegraph.core.checks import check_at_least
+from prunegraph.core.checks import check_fields
 from prunegraph.core.errors import ConfigError
 from prunegraph.core.pattern import UNSTRUCTURED, Pattern
 from prunegraph.core.tensors import all_but_least
-from prunegraph.layerwise.solve import Hessian, remove_columns, solve_selected
+from prunegraph.layerwise.solve import Hessian, solve_selected
 from prunegraph.methods.obs.base import BlockwiseMethod
-from prunegraph.methods.obs.choose import all_but_least_columns, best_of_groups
+from prunegraph.methods.obs.choose import best_of_groups, without_columns
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Thanos(BlockwiseMethod):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_at_least("block_size", self.block_size, 1)
+        check_fields(self, block_size=1)
         if not 0.0 <= self.outlier_rows < 1.0:
             msg = f"outlier_rows={self.outlier_rows} must lie in [0, 1): it is a share of the rows"
             raise ConfigError(msg)
@@ -64,7 +64,8 @@ class Thanos(BlockwiseMethod):
         self, weight: Tensor, hessian: Hessian, zeros: int, pattern: Pattern
     ) -> tuple[Tensor, Tensor]:
         if pattern.kind == "columns":
-            return self._without_columns(weight, hessian, zeros)
+            scores = (weight.square() * hessian.norms.square()).sum(0)
+            return without_columns(weight, scores, zeros, hessian)
         weight, (rows, columns) = weight.clone(), weight.shape
         keep, upper = torch.ones_like(weight, dtype=torch.bool), hessian.upper
         left = zeros
@@ -90,10 +91,3 @@ class Thanos(BlockwiseMethod):
         if pattern.kind == "n:m":
             width = max(width // pattern.group, 1) * pattern.group
         return [(start, min(start + width, columns)) for start in range(0, columns, width)]
-
-    def _without_columns(
-        self, weight: Tensor, hessian: Hessian, zeros: int
-    ) -> tuple[Tensor, Tensor]:
-        scores = (weight.square() * hessian.norms.square()).sum(0)
-        keep = all_but_least_columns(weight, scores, zeros)
-        return remove_columns(weight, ~keep[0], hessian), keep

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from prunegraph.core.budget import Budget
-from prunegraph.core.checks import check_at_least, check_positive, check_range
+from prunegraph.core.checks import check_fields, check_positive, check_range
 from prunegraph.core.errors import BudgetError
 from prunegraph.core.masks import BoolArray, Float64Array
 from prunegraph.core.weight_mask import WeightMask
@@ -23,8 +23,9 @@ from prunegraph.graph import copy_network, unwrap
 from prunegraph.layerwise.weights import prunable_weights
 from prunegraph.methods.method import Problem, Result, Role
 from prunegraph.methods.randomized.draw import divide_kept, inclusion, largest, most_drawn
-from prunegraph.methods.randomized.run import Recipe, Selection
+from prunegraph.methods.randomized.run import Selection
 from prunegraph.methods.weights import TrainedWeights, nonzero_mask
+from prunegraph.training.loop import FinetuneConfig
 
 LEVELS = (0.54, 0.83, 0.92, 0.9375)
 """Sparsities on the way, as in the paper's code; those below the one that is asked for."""
@@ -34,6 +35,9 @@ APART = 0.015
 
 RELATIVE_LR = 0.01
 """AdamW's steps are about as large as its learning rate, whatever the gradients are."""
+
+WARMUP = 0.1
+"""Share of a training's steps over which the learning rate rises."""
 
 Candidate = Callable[[np.random.Generator], WeightMask]
 """Returns one of a level's masks."""
@@ -63,9 +67,7 @@ class Levels(TrainedWeights):
     distill: float = 0.5
 
     def __post_init__(self) -> None:
-        lowest = {"candidates": 1, "early": 0, "steps": 1, "batch_size": 2}
-        for name, least in lowest.items():
-            check_at_least(name, getattr(self, name), least)
+        check_fields(self, candidates=1, early=0, steps=1, batch_size=2)
         check_positive("lr", self.lr)
         check_range("distill", self.distill, 0.0, 1.0)
 
@@ -100,9 +102,13 @@ class Levels(TrainedWeights):
         model = copy_network(unwrap(problem.task.model))
         problem.task.place_model(model, next(model.parameters()).device)
         first, search = nonzero_mask(model), problem.task.search
+        number = self.candidates if self.selects else 1
         run = Selection(
             problem=problem,
-            recipe=self._recipe(model),
+            config=self._config(model),
+            candidates=number,
+            early=self.early,
+            steps=self.steps if number > 1 else self.steps + self.candidates * self.early,
             name=self.name,
             identity=problem.identity(
                 self,
@@ -116,16 +122,14 @@ class Levels(TrainedWeights):
         )
         return run.result()
 
-    def _recipe(self, model: nn.Module) -> Recipe:
-        number = self.candidates if self.selects else 1
-        spare = self.candidates * self.early if number == 1 else 0
-        return Recipe(
-            candidates=number,
-            early=self.early,
-            steps=self.steps + spare,
+    def _config(self, model: nn.Module) -> FinetuneConfig:
+        return FinetuneConfig(
+            epochs=1,
             batch_size=self.batch_size,
-            lr=RELATIVE_LR * rms(model) if self.lr is None else self.lr,
-            distill=self.distill,
+            peak_lr=RELATIVE_LR * rms(model) if self.lr is None else self.lr,
+            warmup_epochs=WARMUP,
+            optimizer="adamw",
+            distill_weight=self.distill,
         )
 
     def _candidate(self, model: nn.Module, mask: WeightMask, sparsity: float) -> Candidate:
@@ -156,8 +160,7 @@ class Randomized(Levels):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_at_least("draws", self.draws, 1)
-        check_at_least("exponent", self.exponent, 0)
+        check_fields(self, draws=1, exponent=0)
 
     def candidate(
         self, values: Mapping[str, Float64Array], alive: WeightMask, kept: int
@@ -189,7 +192,7 @@ class RandomizedShares(Levels):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_at_least("spread", self.spread, 0)
+        check_fields(self, spread=0)
 
     def candidate(
         self, values: Mapping[str, Float64Array], alive: WeightMask, kept: int

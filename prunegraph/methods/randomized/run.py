@@ -27,9 +27,6 @@ from prunegraph.training.masked import MaskPlan
 
 stats = Late("scipy.stats")
 
-WARMUP = 0.1
-"""Share of a training's steps over which the learning rate rises."""
-
 JUDGED = (0.8, 0.9)
 """Shares of a short training after which a candidate is judged, beside its end; the mean counts."""
 
@@ -38,29 +35,6 @@ MOST_ROWS = 512
 
 FEW = 3
 """Candidates below which a rank correlation says nothing."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Recipe:
-    """How the networks of a level are trained; see ``Levels``."""
-
-    candidates: int
-    early: int
-    steps: int
-    batch_size: int
-    lr: float
-    distill: float
-
-    def config(self) -> FinetuneConfig:
-        """Return the recipe of one training, which is one pass over samples drawn for it."""
-        return FinetuneConfig(
-            epochs=1,
-            batch_size=self.batch_size,
-            peak_lr=self.lr,
-            warmup_epochs=WARMUP,
-            optimizer="adamw",
-            distill_weight=self.distill,
-        )
 
 
 @dataclass
@@ -103,7 +77,10 @@ class Selection:
 
     Attributes:
         problem: the dense network, its data, seed and folder.
-        recipe: of all trainings.
+        config: of each training, which is one pass over samples drawn for it.
+        candidates: masks that are tried in each level.
+        early: steps after which each is judged; 0: as it is.
+        steps: of the whole training of a level.
         name: of the method, and of its file.
         identity: what tells the run from others.
         model: the network, changed in place.
@@ -113,7 +90,10 @@ class Selection:
     """
 
     problem: Problem
-    recipe: Recipe
+    config: FinetuneConfig
+    candidates: int
+    early: int
+    steps: int
     name: str
     identity: dict[str, Any]
     model: nn.Module
@@ -128,18 +108,17 @@ class Selection:
         while self.done.level < len(self.levels):
             self._run_level(self.done.level)
         self.model.eval()
-        several = self.recipe.candidates > 1
         return Result(
             mask=self.mask,
             model=self.model,
             networks=sum(map(len, self.done.early)),
-            details={"selection": self._record()} if several else {},
+            details={"selection": self._record()} if self.candidates > 1 else {},
         )
 
     def _run_level(self, level: int) -> None:
         """Judge the candidates of a level, and train the best; in the last one all of them."""
         draw, last = self.candidate(self.levels[level]), level == len(self.levels) - 1
-        masks = [draw(self._generator(level, n)) for n in range(self.recipe.candidates)]
+        masks = [draw(self._generator(level, n)) for n in range(self.candidates)]
         chosen = 0
         if len(masks) > 1:
             chosen = self._judge(level, masks)
@@ -168,7 +147,7 @@ class Selection:
 
     def _early_loss(self, level: int, mask: WeightMask) -> float:
         """Return the mean loss of a candidate at the end of the short training."""
-        rows, steps = self._split[0], self.recipe.early
+        rows, steps = self._split[0], self.early
         model = mask.apply(self.model)
         if steps == 0:
             recalibrate_on(model, self.problem.task, self.problem.calibration)
@@ -187,7 +166,7 @@ class Selection:
         model = copy_network(self.model)
         path = self.problem.file(f"{self.name}-training")
         name = f"{json.dumps(self.identity, sort_keys=True)} {name}"
-        self._fit(level, model, mask, self.recipe.steps, "final", checkpoint=path, name=name)
+        self._fit(level, model, mask, self.steps, "final", checkpoint=path, name=name)
         if path is not None:
             path.unlink(missing_ok=True)
         return model
@@ -195,14 +174,14 @@ class Selection:
     def _fit(
         self, level: int, model: nn.Module, mask: WeightMask, steps: int, what: str, **given: Any
     ) -> None:
-        task, recipe = self.problem.task, self.recipe
-        train = samples(task.train, steps, recipe.batch_size, self._seed(what, level))
+        task, config = self.problem.task, self.config
+        train = samples(task.train, steps, config.batch_size, self._seed(what, level))
         finetune(
             model,
             with_parts(task, train=train),
-            recipe.config(),
+            config,
             seed=self._seed("order", level),
-            teacher=unwrap(task.model) if recipe.distill else None,
+            teacher=unwrap(task.model) if config.distill_weight else None,
             masks=MaskPlan(masks=mask),
             **given,
         )
@@ -248,8 +227,8 @@ class Selection:
         if path is not None:
             parts = {"model": state_tensors(self.model), "mask": self.mask.packed()}
             write_state(path, "run", self.identity, asdict(self.done), parts)
-        several, levels = self.recipe.candidates > 1, len(self.levels)
-        early, others = levels * several * self.recipe.candidates, self.recipe.candidates - 1
+        levels, others = len(self.levels), self.candidates - 1
+        early = levels * self.candidates if others else 0
         done = sum(map(len, self.done.early)) + self.done.level
         done += max(len(self.done.final) - (self.done.level == levels), 0)
         percent = 100 * done // (early + levels + others)
@@ -266,7 +245,7 @@ class Selection:
             return
         done: Done
         done, tensors = read_state(path, "run", self.identity, Done)
-        begun = (done.level, done.level + 1) if self.recipe.candidates > 1 else (0,)
+        begun = (done.level, done.level + 1) if self.candidates > 1 else (0,)
         with told_as_damage(path):
             mask = self.mask.unpacked(part_of(tensors, "mask"))
             if not 0 <= done.level <= len(self.levels) or len(done.early) not in begun:

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from prunegraph.core.checks import check_at_least, check_choice, check_positive
+from prunegraph.core.checks import check_choice, check_fields, check_positive
 from prunegraph.core.errors import BudgetError, ModelError
 from prunegraph.core.files import write_json
 from prunegraph.core.masks import ChannelMask, FloatArray
@@ -76,7 +76,7 @@ class StruPrune(ChannelMethod):
         for name, words in valid.items():
             check_choice(name, getattr(self, name), words)
         check_positive("temperature", self.temperature)
-        check_at_least("rounds", self.rounds, 0)
+        check_fields(self, rounds=0)
 
     def check(self, problem: Problem) -> None:
         """Say before any work what it cannot serve.
