@@ -1,5 +1,6 @@
 """Random numbers of one's own, without a trace in the caller's."""
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -21,3 +22,8 @@ def seeded(seed: int, devices: Sequence[int] = ()) -> Iterator[None]:
         ):
             generator.manual_seed(seed)
         yield
+
+
+def derived_seed(words: str) -> int:
+    """Return the seed of what words name, below 2^63: others have another one."""
+    return int.from_bytes(hashlib.sha256(words.encode()).digest()[:8], "little") >> 1

@@ -5,8 +5,10 @@ evaluator accepts a ``SearchSplit`` only.
 """
 
 import hashlib
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Protocol, Self, cast
 
 import torch
@@ -35,6 +37,23 @@ class Source(Protocol):
     def fingerprint(self) -> str:
         """Return a hash of what the source holds (16 hex digits)."""
         ...
+
+
+class HashedSource(ABC):
+    """What sources share that read what they hold for their fingerprint: they do so once."""
+
+    @abstractmethod
+    def hashed(self) -> Any:
+        """Return what ``hashlib`` makes of all that the fingerprint stands for."""
+
+    @cached_property
+    def _digest(self) -> str:
+        digest: str = self.hashed().hexdigest()
+        return digest[:16]
+
+    def fingerprint(self) -> str:
+        """Return a hash of what the source holds (16 hex digits)."""
+        return self._digest
 
 
 class ImageSource(Source, Protocol):

@@ -17,7 +17,8 @@ from prunegraph.core.errors import ArtefactError, BudgetError, MaskError, ModelE
 from prunegraph.core.files import write_bytes
 from prunegraph.core.masks import from_bytes, to_bytes
 from prunegraph.core.pattern import UNSTRUCTURED, Pattern
-from prunegraph.core.reading import checked, parse_json
+from prunegraph.core.reading import check_schema, checked, parse_json
+from prunegraph.core.states import part_of
 from prunegraph.core.tensors import read_safetensors, to_safetensors
 
 SCHEMA = 1
@@ -226,16 +227,15 @@ class WeightMask:
         found = checked(metadata, {"weight_mask": str}, str(path))
         value = parse_json(found["weight_mask"], path)
         record = checked(value, {"schema": int}, str(path))
-        if record["schema"] != SCHEMA:
-            msg = f"{path} has schema {record['schema']}, this version reads {SCHEMA}: update"
-            raise ArtefactError(msg)
+        check_schema(record["schema"], SCHEMA, path)
         names = checked(record.pop("groups", []), list[str], str(path))
         record = checked(record, RECORD, str(path))
         try:
             mask: WeightMask
             if names:
-                own = {n: _of_group(packed, record["shapes"], k) for k, n in enumerate(names)}
-                mask = GroupedMask.of({name: WeightMask(keep) for name, keep in own.items()})
+                own = {name: part_of(packed, str(number)) for number, name in enumerate(names)}
+                masks = {n: WeightMask(_unpacked(p, record["shapes"])) for n, p in own.items()}
+                mask = GroupedMask.of(masks)
             else:
                 pattern = Pattern.parse(record["pattern"])
                 mask = cls(_unpacked(packed, record["shapes"]), pattern)
@@ -351,15 +351,6 @@ def weights_for(model: nn.Module, group: str) -> dict[str, Tensor]:
     keep = masks.masks[group].keep
     own = masks.parameters_of(model)
     return {name: own[name] * keep[name].to(own[name].device) for name in keep}
-
-
-def _of_group(
-    packed: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]], number: int
-) -> dict[str, Tensor]:
-    """Return the booleans of one group; ValueError if the bytes are not those of the shapes."""
-    start = f"{number}."
-    own = {name.removeprefix(start): t for name, t in packed.items() if name.startswith(start)}
-    return _unpacked(own, shapes)
 
 
 def _unpacked(

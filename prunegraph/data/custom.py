@@ -12,7 +12,7 @@ from torch import Tensor
 
 from prunegraph.core.errors import DataError
 from prunegraph.core.seeding import seeded
-from prunegraph.core.splits import Batch, Dataset
+from prunegraph.core.splits import Batch, Dataset, HashedSource
 from prunegraph.data.splits import assemble
 
 READINGS = 8
@@ -62,7 +62,7 @@ class Images:
     std: Sequence[float] | None = None
 
 
-class ItemSource:
+class ItemSource(HashedSource):
     """An ``ImageSource`` of several ``Items`` one after the other.
 
     Args:
@@ -96,7 +96,6 @@ class ItemSource:
                 f"{self.num_classes - 1}{said}"
             )
             raise DataError(msg)
-        self._fingerprint: str | None = None
 
     def load(self, index: Tensor, augment: torch.Generator | None = None) -> Batch:
         """Return float32 images ``[b, c, h, w]`` and labels ``[b]``; see ``ImageSource``."""
@@ -110,18 +109,16 @@ class ItemSource:
             self._check_shape(position, image)
         return torch.stack(images).float(), self.labels[index]
 
-    def fingerprint(self) -> str:
-        """Return a hash of the labels and of three images of each part (16 hex digits).
+    def hashed(self) -> Any:
+        """Return the hash of the labels and of three images of each part.
 
         All images are not read: that may take hours.
         """
-        if self._fingerprint is None:
-            digest = hashlib.sha256(f"{self.image_shape} {self.num_classes} {self.ends}".encode())
-            digest.update(self.labels.numpy().tobytes())
-            for position in self._samples():
-                digest.update(self._image(position).float().numpy().tobytes())
-            self._fingerprint = digest.hexdigest()[:16]
-        return self._fingerprint
+        digest = hashlib.sha256(f"{self.image_shape} {self.num_classes} {self.ends}".encode())
+        digest.update(self.labels.numpy().tobytes())
+        for position in self._samples():
+            digest.update(self._image(position).float().numpy().tobytes())
+        return digest
 
     def _samples(self) -> list[int]:
         """Return the first, the middle and the last position of each part."""

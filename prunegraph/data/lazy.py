@@ -5,12 +5,13 @@ import math
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
 from torch import Tensor
 
-from prunegraph.core.splits import Batch
+from prunegraph.core.splits import Batch, HashedSource
 from prunegraph.data.decode import Crop, decode_all
 from prunegraph.data.memory import normalise
 from prunegraph.data.records import Record
@@ -23,7 +24,7 @@ CENTRE_SHARE = 0.875  # 224 of 256
 SMALL_SIDE = 64
 
 
-class LazySource:
+class LazySource(HashedSource):
     """An ``ImageSource`` that decodes files on demand, as ImageNet networks expect them.
 
     Evaluation resizes the shorter side to ``size / 0.875`` and cuts the centre; augmentation is
@@ -57,7 +58,6 @@ class LazySource:
         self.mean = mean
         self.std = std
         self.flip = flip
-        self._fingerprint: str | None = None
 
     def load(self, index: Tensor, augment: torch.Generator | None = None) -> Batch:
         """Return float32 images ``[b, 3, size, size]`` and labels ``[b]``; see ``ImageSource``."""
@@ -71,22 +71,19 @@ class LazySource:
         images = decode_all(records, crops, (height, width))
         return normalise(images, self.mean, self.std), self.labels[index]
 
-    def fingerprint(self) -> str:
-        """Return a hash of names, file sizes, labels, size and normalisation (16 hex digits).
+    def hashed(self) -> Any:
+        """Return the hash of names, file sizes, labels, size and normalisation.
 
         The pixels are not read: that would take hours for ImageNet.
         """
-        if self._fingerprint is None:
-            header = f"{self.image_shape} {self.num_classes} {self.mean} {self.std}"
-            digest = hashlib.sha256(header.encode())
-            for record in self.records:
-                size = record.size if record.size >= 0 else Path(record.path).stat().st_size
-                digest.update(
-                    f"{record.split}/{record.name}:{size}\n".encode(errors="surrogateescape")
-                )
-            digest.update(self.labels.numpy().data)
-            self._fingerprint = digest.hexdigest()[:16]
-        return self._fingerprint
+        header = f"{self.image_shape} {self.num_classes} {self.mean} {self.std}"
+        digest = hashlib.sha256(header.encode())
+        for record in self.records:
+            size = record.size if record.size >= 0 else Path(record.path).stat().st_size
+            line = f"{record.split}/{record.name}:{size}\n"
+            digest.update(line.encode(errors="surrogateescape"))
+        digest.update(self.labels.numpy().data)
+        return digest
 
 
 def centre_crop(image: Image.Image, shape: tuple[int, int]) -> Image.Image:

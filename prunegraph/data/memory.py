@@ -1,17 +1,18 @@
 """Small images held in memory, normalised and augmented as whole batches."""
 
 import hashlib
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from prunegraph.core.splits import Batch
+from prunegraph.core.splits import Batch, HashedSource
 
 PIXEL_MAX = 255.0
 
 
-class MemorySource:
+class MemorySource(HashedSource):
     """An ``ImageSource`` of uint8 images in memory.
 
     Augmentation is a random shift by up to ``padding`` pixels (zero padding and crop) and, if
@@ -46,7 +47,6 @@ class MemorySource:
         self.flip = flip
         self.mean = mean
         self.std = std
-        self._fingerprint: str | None = None
 
     def load(self, index: Tensor, augment: torch.Generator | None = None) -> Batch:
         """Return float32 images ``[b, c, h, w]`` and labels ``[b]``; see ``ImageSource``."""
@@ -55,15 +55,13 @@ class MemorySource:
             images = shift_and_flip(images, self.padding, flip=self.flip, generator=augment)
         return normalise(images, self.mean, self.std), self.labels[index]
 
-    def fingerprint(self) -> str:
-        """Return a hash of pixels, labels and normalisation (16 hex digits)."""
-        if self._fingerprint is None:
-            header = f"{tuple(self.images.shape)} {self.num_classes} {self.mean} {self.std}"
-            digest = hashlib.sha256(header.encode())
-            digest.update(self.images.numpy().data)
-            digest.update(self.labels.numpy().data)
-            self._fingerprint = digest.hexdigest()[:16]
-        return self._fingerprint
+    def hashed(self) -> Any:
+        """Return the hash of pixels, labels and normalisation."""
+        header = f"{tuple(self.images.shape)} {self.num_classes} {self.mean} {self.std}"
+        digest = hashlib.sha256(header.encode())
+        digest.update(self.images.numpy().data)
+        digest.update(self.labels.numpy().data)
+        return digest
 
 
 def normalise(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:

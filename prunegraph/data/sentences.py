@@ -7,7 +7,6 @@ A table is UTF-8 (``.gz`` too) with tabs between its fields and no quotes. Its f
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ import torch
 from torch import Tensor
 
 from prunegraph.core.errors import DataError
-from prunegraph.core.splits import Batch, SearchSplit, TestSplit, TrainSplit
+from prunegraph.core.splits import Batch, HashedSource, SearchSplit, TestSplit, TrainSplit
 from prunegraph.data.text import read_text
 
 SUFFIXES = (".tsv", ".tsv.gz")
@@ -129,7 +128,7 @@ def _labels(path: Path, texts: Sequence[str]) -> Tensor:
     return numbers
 
 
-class EncodedSentences:
+class EncodedSentences(HashedSource):
     """A ``Source`` of rows as tokens.
 
     Batches are what the tokenizer gives, ``{"input_ids": [b, t] int64, "attention_mask": [b, t],
@@ -165,17 +164,12 @@ class EncodedSentences:
         }
         return {**batch, "labels": self.labels[index]}
 
-    @cached_property
-    def digest(self) -> str:
-        """A hash of tokens and labels (16 hex digits)."""
+    def hashed(self) -> Any:
+        """Return the hash of tokens and labels."""
         content = hashlib.sha256(self.labels.numpy().tobytes())
         content.update(self.lengths.numpy().tobytes())
         content.update(torch.cat(self.fields["input_ids"]).numpy().tobytes())
-        return content.hexdigest()[:16]
-
-    def fingerprint(self) -> str:
-        """Return a hash of tokens and labels (16 hex digits)."""
-        return self.digest
+        return content
 
 
 def cut(

@@ -6,15 +6,16 @@ target the tokens of its words. Batches are of one language.
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from prunegraph.core.errors import DataError
-from prunegraph.core.splits import Batch, SearchSplit, TestSplit, TrainSplit
+from prunegraph.core.splits import Batch, HashedSource, SearchSplit, TestSplit, TrainSplit
 from prunegraph.data.digits import read_digits
 
 BLANK = 0
@@ -94,6 +95,10 @@ class Clips:
     names: tuple[str, ...]
     alphabet: Alphabet
 
+    def text(self, part: Sequence[int]) -> str:
+        """Return what is said in an utterance of some clips."""
+        return " ".join(self.texts[clip] for clip in part)
+
     @cached_property
     def pools(self) -> dict[tuple[int, str], list[int]]:
         """The clips of each speaker of a language."""
@@ -104,7 +109,7 @@ class Clips:
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class Utterances:
+class Utterances(HashedSource):
     """A ``Source`` of utterances.
 
     ``load`` returns a dictionary: ``features`` float32 ``[b, t, F]``, zero behind the end;
@@ -123,15 +128,15 @@ class Utterances:
     clips: Clips
     parts: Sequence[tuple[int, ...]]
     distort: bool = True
-    digest: str = field(default="")
 
-    def __post_init__(self) -> None:
+    def hashed(self) -> Any:
+        """Return the hash of clips, texts and languages."""
         content = hashlib.sha256(repr((self.clips.names, self.clips.alphabet.tokens)).encode())
         for part in self.parts:
             content.update(repr([(clip, self.clips.texts[clip]) for clip in part]).encode())
         for clip in sorted({clip for part in self.parts for clip in part}):
             content.update(self.clips.features[clip].contiguous().numpy().data)
-        object.__setattr__(self, "digest", content.hexdigest()[:16])
+        return content
 
     @cached_property
     def groups(self) -> Tensor:
@@ -148,8 +153,7 @@ class Utterances:
             if augment is not None and self.distort:
                 whole = distorted(whole, augment)
             features.append(whole)
-            text = " ".join(self.clips.texts[clip] for clip in part)
-            targets.append(torch.tensor(self.clips.alphabet.encode(text)))
+            targets.append(torch.tensor(self.clips.alphabet.encode(self.clips.text(part))))
         return {
             "features": torch.nn.utils.rnn.pad_sequence(features, batch_first=True),
             "lengths": torch.tensor([len(each) for each in features]),
@@ -163,10 +167,6 @@ class Utterances:
         pool = self.clips.pools[self.clips.languages[clip], self.clips.speakers[clip]]
         drawn = torch.randint(len(pool), (len(part),), generator=generator)
         return tuple(pool[at] for at in drawn.tolist())
-
-    def fingerprint(self) -> str:
-        """Return a hash of clips, texts and languages (16 hex digits)."""
-        return self.digest
 
 
 def distorted(features: Tensor, generator: torch.Generator) -> Tensor:

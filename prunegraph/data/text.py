@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from prunegraph.core.errors import DataError, first_line, one_line
-from prunegraph.core.splits import Batch, SearchSplit, TrainSplit
+from prunegraph.core.splits import Batch, HashedSource, SearchSplit, TrainSplit
 
 TEXT_SUFFIXES = (".txt", ".md", ".text", ".txt.gz", ".md.gz", ".text.gz")
 """Files of a folder that are read."""
@@ -40,7 +40,7 @@ Encode = Callable[[str], Sequence[int]]
 """Makes token numbers of a text."""
 
 
-class TokenWindows:
+class TokenWindows(HashedSource):
     """A ``Source`` of windows of tokens.
 
     Batches are ``{"input_ids": [b, t] int64}``. Where windows overlap there are ``"labels"``
@@ -77,7 +77,6 @@ class TokenWindows:
             if tokens.ndim == 2
             else self.tokens.unfold(0, window, window - self.overlap)
         )  # [n, t]
-        self._fingerprint: str | None = None
 
     def __len__(self) -> int:
         return len(self.windows)
@@ -92,13 +91,11 @@ class TokenWindows:
         labels[index > 0, : self.overlap] = IGNORED
         return {"input_ids": ids, "labels": labels}
 
-    def fingerprint(self) -> str:
-        """Return a hash of tokens, window and stride (16 hex digits)."""
-        if self._fingerprint is None:
-            digest = hashlib.sha256(f"{self.windows.shape} {self.overlap}".encode())
-            digest.update(self.tokens.numpy().data)
-            self._fingerprint = digest.hexdigest()[:16]
-        return self._fingerprint
+    def hashed(self) -> Any:
+        """Return the hash of tokens, window and stride."""
+        digest = hashlib.sha256(f"{self.windows.shape} {self.overlap}".encode())
+        digest.update(self.tokens.numpy().data)
+        return digest
 
 
 def cut_search(

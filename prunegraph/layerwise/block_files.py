@@ -54,8 +54,7 @@ class BlockFiles:
     def save(self, number: int, tensors: Mapping[str, Tensor]) -> None:
         """Keep what a block holds."""
         if self.folder is not None:
-            whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-            write_bytes(self.path(number), to_safetensors(whole))
+            write_bytes(self.path(number), to_safetensors(tensors))
 
     def load(self, number: int) -> dict[str, Tensor]:
         """Return what was kept of a block.

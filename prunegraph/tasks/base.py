@@ -1,6 +1,7 @@
 """What tasks share that do not treat it otherwise: where networks and batches lie, and batches."""
 
 from collections.abc import Iterator
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -9,6 +10,8 @@ from torch.utils._pytree import tree_map_only
 from prunegraph.core.errors import DataError, ModelError
 from prunegraph.core.splits import Batch, SearchSplit, Split, TestSplit, TrainSplit
 from prunegraph.tasks.classification import model_device
+
+Kind = TypeVar("Kind", bound=Split)
 
 
 class SplitTask:
@@ -39,6 +42,14 @@ class SplitTask:
         """Yield the split's batches of ``size`` samples, shuffled by a seed if one is given."""
         shuffle = None if seed is None else torch.Generator().manual_seed(seed)
         return split.batches(size, shuffle=shuffle)
+
+
+def checked_split(kind: type[Kind], split: object, what: str) -> Kind:
+    """Return a split; raise DataError, with the name of the argument, if it is of another kind."""
+    if not isinstance(split, kind):
+        msg = f"{what} is a {type(split).__name__}, not a {kind.__name__}: see docs/own.md"
+        raise DataError(msg)
+    return split
 
 
 def check_splits(train: object, search: object, test: object, why: str) -> None:

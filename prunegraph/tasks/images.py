@@ -1,7 +1,7 @@
 """Images of a user's, as tensors or as a loader, made into a split."""
 
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +11,7 @@ from prunegraph.core.splits import Split
 from prunegraph.core.task import ExampleInputs
 from prunegraph.data.stored import StoredImages
 from prunegraph.graph import evaluation_mode
+from prunegraph.tasks.base import Kind, checked_split
 from prunegraph.tasks.batches import check_loader
 from prunegraph.tasks.classification import BATCH_SIZE, place_images
 from prunegraph.tasks.outputs import class_logits
@@ -23,8 +24,6 @@ Images = tuple[Tensor, Tensor] | Iterable[ImageBatch]
 
 MOST_VALUES = 2**22
 """Of the images that the network labels at once: 27 of 3 x 224 x 224."""
-
-Kind = TypeVar("Kind", bound=Split)
 
 
 def image_split(
@@ -50,10 +49,7 @@ def image_split(
         ModelError: the network returns no logits.
     """
     if isinstance(data, Split):
-        if not isinstance(data, kind):
-            msg = f"{what} is a {type(data).__name__}, not a {kind.__name__}: see docs/own.md"
-            raise DataError(msg)
-        return data
+        return checked_split(kind, data, what)
     check_loader(data, what)
     batches: Iterable[Any] = data
     if isinstance(data, tuple):  # all of them

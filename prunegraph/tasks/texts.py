@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,11 +10,10 @@ from torch import Tensor
 from prunegraph.core.errors import DataError
 from prunegraph.core.splits import SearchSplit, Split, TrainSplit
 from prunegraph.data.text import Encode, Text, TokenWindows, cut_search, read_tokens
+from prunegraph.tasks.base import Kind, checked_split
 
 WINDOW = 1024
 """Tokens of a window, if the network takes as many: as tables for small networks have it."""
-
-Kind = TypeVar("Kind", bound=Split)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +46,7 @@ class TextReader:
             DataError: it is another kind of split, too short, or has tokens of another network.
         """
         if isinstance(text, Split):
-            return _checked(kind, text, what)
+            return checked_split(kind, text, what)
         source = self._source(text, what, self.stride)
         return kind(source, torch.arange(len(source)))
 
@@ -69,7 +68,7 @@ class TextReader:
             if cut:
                 msg = "a TrainSplit needs a SearchSplit beside it: give search="
                 raise DataError(msg)
-            return _checked(TrainSplit, text, "calibration"), None
+            return checked_split(TrainSplit, text, "calibration"), None
         source = self._source(text, "calibration", None)
         most = source.window * len(source) if num_tokens is None else num_tokens
         return cut_search(source, most, seed, search=cut)
@@ -125,10 +124,3 @@ def encoder(tokenizer: Any) -> Encode | None:
         return tokens
 
     return encode
-
-
-def _checked(kind: type[Kind], split: Split, what: str) -> Kind:
-    if not isinstance(split, kind):
-        msg = f"{what} is a {type(split).__name__}, not a {kind.__name__}: see docs/own.md"
-        raise DataError(msg)
-    return split

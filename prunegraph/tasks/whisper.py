@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from prunegraph.core.errors import ModelError
 from prunegraph.core.splits import Batch
 from prunegraph.data.speech import SpeechData
+from prunegraph.data.text import IGNORED
 from prunegraph.graph import unwrap
 from prunegraph.models.pretrained import load_pretrained, load_tokenizer
 from prunegraph.tasks.speech_recognition import SpeechRecognition, load_speech_data
@@ -31,9 +32,6 @@ LOUD = 2.0
 
 COVERED = 0.99
 """Share of the train utterances that fit into the window; longer ones are cut."""
-
-IGNORED = -100
-"""Stands for a token that no loss is counted on."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -159,7 +157,7 @@ class WhisperRecognition(SpeechRecognition):
     def _longest(self) -> int:
         """Tokens of the longest train text, and a few more."""
         source: Any = self.train.source
-        texts = {" ".join(source.clips.texts[clip] for clip in part) for part in source.parts}
+        texts = set(map(source.clips.text, source.parts))
         ids = self.tokenizer(sorted(texts), add_special_tokens=False)["input_ids"]
         return max(map(len, ids)) + 2
 
@@ -234,8 +232,7 @@ def _closed(data: SpeechData) -> dict[str, tuple[str, ...]]:
     found: dict[str, set[str]] = {}
     for part in source.parts:
         language = data.languages[source.clips.languages[part[0]]]
-        text = " ".join(source.clips.texts[clip] for clip in part)
-        found.setdefault(language, set()).add(text)
+        found.setdefault(language, set()).add(source.clips.text(part))
     return {name: tuple(sorted(t)) for name, t in found.items() if len(t) <= FEW_TEXTS}
 
 

@@ -4,7 +4,6 @@ The recipe (``docs/method.md``): batches of 128, SGD with Nesterov momentum 0.9,
 a cosine to zero a step at a time, the split's own augmentation, bfloat16 autocast, the last epoch.
 """
 
-import hashlib
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,7 +19,7 @@ from torch import Tensor, distributed, nn
 from prunegraph.core.checks import check_choice, check_fields, check_positive, check_range
 from prunegraph.core.errors import ConfigError, DataError, ModelError, PruneGraphError
 from prunegraph.core.precision import autocasting
-from prunegraph.core.seeding import seeded
+from prunegraph.core.seeding import derived_seed, seeded
 from prunegraph.core.splits import Batch, ReadyBatches, TrainSplit
 from prunegraph.core.task import Task
 from prunegraph.core.tensors import parameter_digest
@@ -415,8 +414,7 @@ class _Training:
         return torch.Generator().manual_seed(self._derived_seed(epoch, purpose))
 
     def _derived_seed(self, epoch: int, purpose: str) -> int:
-        digest = hashlib.sha256(f"{purpose}:{self.seed}:{epoch}".encode()).digest()
-        return int.from_bytes(digest[:8], "little") >> 1
+        return derived_seed(f"{purpose}:{self.seed}:{epoch}")
 
     @contextmanager
     def _seeded(self, epoch: int) -> Iterator[None]:

@@ -58,7 +58,10 @@ def test_rows_are_padded_to_the_longest_of_a_batch(tmp_path: Path) -> None:
     assert batch["input_ids"][0, 7] == WORDS.index("[PAD]")
     assert batch["token_type_ids"][0].tolist() == [0, 0, 0, 0, 1, 1, 1, 0]
     assert source.load(torch.tensor([0]))["input_ids"].shape == (1, 7)
-    assert source.fingerprint() != EncodedSentences(read_table(path), tiny_tokenizer(), 6).digest
+    assert (
+        source.fingerprint()
+        != EncodedSentences(read_table(path), tiny_tokenizer(), 6).fingerprint()
+    )
 
 
 def test_splits_are_typed_and_reported_on_test_first(tmp_path: Path) -> None:

@@ -6,7 +6,6 @@ communication-efficient federated learning* (Herzog et al. 2024, arXiv 2406.1905
 chosen by the server among the weights that it still keeps.
 """
 
-import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -16,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from prunegraph.core.errors import ConfigError, PruneGraphError
-from prunegraph.core.seeding import seeded
+from prunegraph.core.seeding import derived_seed, seeded
 from prunegraph.core.splits import ReadyBatches, TrainSplit
 from prunegraph.core.task import Task
 from prunegraph.core.tensors import state_tensors
@@ -89,8 +88,7 @@ class LocalTraining:
 
 def derived(seed: int, *numbers: int) -> int:
     """Return a seed of its own for numbers such as round and client."""
-    digest = hashlib.sha256(f"federation:{seed}:{numbers}".encode()).digest()
-    return int.from_bytes(digest[:8], "little") >> 1
+    return derived_seed(f"federation:{seed}:{numbers}")
 
 
 def first_server(model: nn.Module) -> Server:

@@ -1,6 +1,5 @@
 """A run over levels: trains, judges, keeps what is done, and tells of it."""
 
-import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -13,6 +12,7 @@ import torch
 from torch import nn
 
 from prunegraph.core.extras import Late
+from prunegraph.core.seeding import derived_seed
 from prunegraph.core.splits import ReadyBatches, SearchSplit, TrainSplit
 from prunegraph.core.states import part_of, read_state, told_as_damage, write_state
 from prunegraph.core.task import with_parts
@@ -202,8 +202,7 @@ class Selection:
         return rows.take(places[::2]), rows.take(places[1::2])
 
     def _seed(self, what: str, *numbers: int) -> int:
-        text = f"levels:{what}:{self.problem.seed}:{numbers}"
-        return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little") >> 1
+        return derived_seed(f"levels:{what}:{self.problem.seed}:{numbers}")
 
     def _generator(self, level: int, number: int) -> np.random.Generator:
         return np.random.default_rng(self._seed("candidate", level, number))
