@@ -1,8 +1,6 @@
 """Modules that are loaded when they are first needed; those of an extra may not be there."""
 
 import importlib
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 from prunegraph.core.errors import ConfigError
@@ -23,13 +21,12 @@ class Late:
         return getattr(importlib.import_module(self._name), member)
 
 
-@contextmanager
-def needed(what: str, library: str, extra: str, otherwise: str = "") -> Iterator[None]:
-    """Import a library within the block.
+def library(what: str, name: str, extra: str, otherwise: str = "") -> Any:
+    """Return a library of an extra, which is loaded when it is first needed.
 
     Args:
         what: that asks for it, with its verb, as ``"recordings need"``.
-        library: its name.
+        name: of the library.
         extra: of this package, that brings it.
         otherwise: what else to do, as ``", or ..."``.
 
@@ -37,7 +34,7 @@ def needed(what: str, library: str, extra: str, otherwise: str = "") -> Iterator
         ConfigError: it is not installed.
     """
     try:
-        yield
+        return importlib.import_module(name.replace("-", "_"))
     except ImportError as error:
-        msg = f"{what} the library {library}: pip install 'prunegraph[{extra}]'{otherwise}"
+        msg = f"{what} the library {name}: pip install 'prunegraph[{extra}]'{otherwise}"
         raise ConfigError(msg) from error

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from prunegraph.core.errors import DataError, one_line
-from prunegraph.core.extras import needed
+from prunegraph.core.extras import library
 from prunegraph.data.speech import (
     Alphabet,
     Clips,
@@ -140,7 +140,7 @@ def _read_clips(path: Path, files: Sequence[str]) -> list[Tensor]:
     Raises:
         DataError: the zip or a clip is missing or damaged.
     """
-    reader, extract = _soundfile(), _features()
+    reader, extract = library("recordings need", "soundfile", "speech"), _features()
     try:
         with zipfile.ZipFile(path) as archive:
             return [extract(_read_clip(reader, archive, name, path)) for name in files]
@@ -164,17 +164,10 @@ def _read_clip(reader: Any, archive: zipfile.ZipFile, name: str, path: Path) -> 
     return wave.mean(1)
 
 
-def _soundfile() -> Any:
-    with needed("recordings need", "soundfile", "speech"):
-        import soundfile
-    return soundfile
-
-
 def _features() -> Any:
     """Return the function from samples to features: Whisper's, without its padding."""
-    with needed("recordings need", "transformers", "speech"):
-        from transformers import WhisperFeatureExtractor
-    extractor = WhisperFeatureExtractor(feature_size=BANDS)
+    transformers = library("recordings need", "transformers", "speech")
+    extractor = transformers.WhisperFeatureExtractor(feature_size=BANDS)
 
     def extract(wave: Any) -> Tensor:
         inputs = extractor(wave, sampling_rate=RATE, padding="longest", return_tensors="pt")

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from prunegraph.core.errors import ModelError, nearest, one_line
-from prunegraph.core.extras import Late, needed
+from prunegraph.core.extras import Late, library
 from prunegraph.core.user_code import HF_PREFIX, TIMM_PREFIX, TORCHVISION_PREFIX
 from prunegraph.models.pretrained import images_of, load_pretrained, read_config, transformers
 from prunegraph.models.weights import WeightsInfo, load_weights
@@ -185,17 +185,16 @@ def repository(hub_name: str, name: str) -> Path:
         ConfigError: the library ``huggingface_hub`` is not installed.
         ModelError: it is not in the cache and cannot be fetched.
     """
-    with needed(f"{name} needs", "huggingface_hub", "lm"):
-        import huggingface_hub
+    hub = library(f"{name} needs", "huggingface_hub", "lm")
     try:
-        return Path(huggingface_hub.snapshot_download(hub_name, local_files_only=True))
+        return Path(hub.snapshot_download(hub_name, local_files_only=True))
     except Exception:  # it is not there, or no name of a repository
-        where = Path(huggingface_hub.constants.HF_HUB_CACHE)
+        where = Path(hub.constants.HF_HUB_CACHE)
         return Path(
             _fetch(
                 name,
                 f"give a folder, or copy the repository {hub_name} into {where}",
-                lambda: huggingface_hub.snapshot_download(hub_name, allow_patterns=NEEDED),
+                lambda: hub.snapshot_download(hub_name, allow_patterns=NEEDED),
             )
         )
 
@@ -243,6 +242,4 @@ def _timm() -> Any:
     Raises:
         ConfigError: it is not installed.
     """
-    with needed("timm:NAME needs", "timm", "timm"):
-        import timm
-    return timm
+    return library("timm:NAME needs", "timm", "timm")

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from prunegraph.core.errors import ArtefactError, ConfigError, ModelError, one_line
-from prunegraph.core.extras import needed
+from prunegraph.core.extras import library
 from prunegraph.core.reading import MAX_IMAGE_SIZE, checked, read_json, read_text
 from prunegraph.core.seeding import seeded
 
@@ -42,10 +42,9 @@ def transformers() -> Any:
     Raises:
         ConfigError: it is not installed.
     """
-    with needed("networks in folders need", "transformers", "lm"):
-        import transformers as library
-    library.utils.logging.disable_progress_bar()
-    return library
+    found = library("networks in folders need", "transformers", "lm")
+    found.utils.logging.disable_progress_bar()
+    return found
 
 
 def load_pretrained(
@@ -94,7 +93,7 @@ def build_image_classifier(
         ModelError: the folder has no config of such a network.
     """
     read_config(Path(folder))
-    library = transformers()
+    found = transformers()
     channels, height, width = image_shape
     sizes = {
         "num_labels": num_classes,
@@ -102,11 +101,11 @@ def build_image_classifier(
         "image_size": height if height == width else [height, width],
     }
     try:
-        config = library.AutoConfig.from_pretrained(folder, local_files_only=True)
+        config = found.AutoConfig.from_pretrained(folder, local_files_only=True)
         for name, size in sizes.items():
             if hasattr(config, name):
                 setattr(config, name, size)
-        model: nn.Module = getattr(library, IMAGES_KIND).from_config(config)
+        model: nn.Module = getattr(found, IMAGES_KIND).from_config(config)
     except Exception as error:  # transformers raises about anything
         msg = f"{folder} is of no classifier of images {image_shape}: {one_line(error, 160)}"
         raise ModelError(msg) from error
@@ -183,11 +182,11 @@ def _load(
     """Return the network of a folder, and the names of weights that the folder lacks."""
     folder = Path(folder)
     _check_folder(folder)
-    library = transformers()
-    verbosity = library.utils.logging.get_verbosity()
-    library.utils.logging.set_verbosity_error()  # missing weights are told by the caller
+    found = transformers()
+    verbosity = found.utils.logging.get_verbosity()
+    found.utils.logging.set_verbosity_error()  # missing weights are told by the caller
     try:
-        model, info = getattr(library, kind).from_pretrained(
+        model, info = getattr(found, kind).from_pretrained(
             folder,
             dtype=dtype,
             local_files_only=True,
@@ -200,10 +199,10 @@ def _load(
         msg = f"{folder} cannot be loaded as {what}: {one_line(error, 200)}; give the folder of one"
         raise ModelError(msg) from error
     finally:
-        library.utils.logging.set_verbosity(verbosity)
+        found.utils.logging.set_verbosity(verbosity)
     for wrong in ("mismatched_keys", "error_msgs"):
-        if found := sorted(map(str, info.get(wrong) or ())):
-            msg = f"{folder}: weights are of another network ({wrong}: {found[0]}): copy it again"
+        if names := sorted(map(str, info.get(wrong) or ())):
+            msg = f"{folder}: weights are of another network ({wrong}: {names[0]}): copy it again"
             raise ModelError(msg)
     return model.eval(), sorted(info["missing_keys"])
 

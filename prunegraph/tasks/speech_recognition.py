@@ -17,7 +17,7 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from prunegraph.core.errors import DataError, ModelError, one_line
-from prunegraph.core.extras import needed
+from prunegraph.core.extras import library
 from prunegraph.core.precision import autocasting
 from prunegraph.core.splits import Batch, SearchSplit, Split, TestSplit, TrainSplit
 from prunegraph.core.task import WORST_UTILITY, ExampleInputs, Score, Scores
@@ -228,9 +228,8 @@ def word_error_rate(said: Sequence[str], heard: Sequence[str]) -> float:
     Raises:
         ConfigError: jiwer is not installed.
     """
-    with needed("word error rates need", "jiwer", "speech"):
-        from jiwer import wer
-    return float(wer(list(said), list(heard)))
+    jiwer = library("word error rates need", "jiwer", "speech")
+    return float(jiwer.wer(list(said), list(heard)))
 
 
 def speech_recognition(

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from prunegraph.core.errors import ConfigError
-from prunegraph.core.extras import needed
+from prunegraph.core.extras import library
 from prunegraph.models.pretrained import transformers
 from prunegraph.training.masked import MaskedWeights, MaskPlan
 
@@ -107,10 +107,8 @@ def lightning_callback(plan: MaskPlan, *, log: Log | None = None) -> Any:
     Raises:
         ConfigError: Lightning is not installed, or the plan has masks of groups.
     """
-    with needed("this needs", "pytorch-lightning", "lightning"):
-        import pytorch_lightning as library
 
-    class PruneCallback(library.Callback, LoopMasks):
+    class PruneCallback(_lightning().Callback, LoopMasks):  # type: ignore[misc]  # Any
         def on_train_start(self, trainer: Any, module: Any) -> None:
             self.attach(module, trainer.optimizers[0])
 
@@ -125,3 +123,7 @@ def lightning_callback(plan: MaskPlan, *, log: Log | None = None) -> Any:
             self.finish()
 
     return PruneCallback(plan, log)
+
+
+def _lightning() -> Any:
+    return library("this needs", "pytorch-lightning", "lightning")

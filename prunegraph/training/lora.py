@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from prunegraph.core.errors import ModelError
-from prunegraph.core.extras import needed
+from prunegraph.core.extras import library
 from prunegraph.core.seeding import seeded
 
 SCALE = 2.0
@@ -85,6 +85,4 @@ def peft_library() -> Any:
     Raises:
         ConfigError: it is not installed.
     """
-    with needed("LoRA needs", "peft", "lora", otherwise=", or train all weights"):
-        import peft as library
-    return library
+    return library("LoRA needs", "peft", "lora", otherwise=", or train all weights")
