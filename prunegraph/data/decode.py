@@ -2,8 +2,9 @@
 
 import io
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -48,13 +49,8 @@ def decode_all(records: Sequence[Record], crops: Sequence[Crop], shape: tuple[in
 
 def decode(record: Record, crop: Crop) -> Tensor:
     """Decode one image to ``[3, height, width]`` uint8; see ``decode_all``."""
-    try:
-        with _open(record) as image:
-            pixels = np.array(crop(_to_rgb(image)))  # [height, width, 3]
-    except DataError:
-        raise
-    except Exception as error:  # Pillow's decoders raise about anything on a broken file
-        raise DataError(_broken(record, error)) from error
+    with _opened(record) as image:
+        pixels = np.array(crop(_to_rgb(image)))  # [height, width, 3]
     return torch.from_numpy(pixels).permute(2, 0, 1)
 
 
@@ -64,22 +60,30 @@ def stored_shape(record: Record) -> tuple[int, int]:
     Raises:
         DataError: the file is no image; names it.
     """
+    with _opened(record) as image:
+        return image.height, image.width
+
+
+@contextmanager
+def _opened(record: Record) -> Iterator[Image.Image]:
+    """Open an image without decoding it, unless it is gigantic (a decompression bomb).
+
+    Raises:
+        DataError: it is, or what is done with it fails, as on a broken file.
+    """
     try:
-        with _open(record) as image:
-            return image.height, image.width
+        with Image.open(io.BytesIO(record.read()), formats=FORMATS) as image:
+            if image.width * image.height > MAX_PIXELS:
+                size = f"{image.width} x {image.height} pixels"
+                msg = f"{record} has {size}; shrink or remove the file"
+                raise DataError(msg)
+            yield image
     except DataError:
         raise
-    except Exception as error:  # as in decode
-        raise DataError(_broken(record, error)) from error
-
-
-def _open(record: Record) -> Image.Image:
-    """Open an image without decoding it, unless it is gigantic (a decompression bomb)."""
-    image = Image.open(io.BytesIO(record.read()), formats=FORMATS)
-    if image.width * image.height > MAX_PIXELS:
-        msg = f"{record} has {image.width} x {image.height} pixels; shrink or remove the file"
-        raise DataError(msg)
-    return image
+    except Exception as error:  # Pillow's decoders raise about anything
+        reason = "not an image" if isinstance(error, UnidentifiedImageError) else str(error)
+        msg = f"cannot read image {record} ({reason}); replace or remove the file"
+        raise DataError(msg) from error
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
@@ -92,11 +96,3 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     elif image.mode.startswith("I;16"):
         image = Image.fromarray((np.asarray(image) // 256).astype(np.uint8))
     return image.convert("RGB")
-
-
-def _broken(record: Record, error: Exception) -> str:
-    """Return the message for a file that does not decode."""
-    reason = str(error)
-    if isinstance(error, UnidentifiedImageError):
-        reason = "not an image"
-    return f"cannot read image {record} ({reason}); replace or remove the file"

@@ -3,6 +3,7 @@
 import hashlib
 import math
 from collections.abc import Sequence
+from dataclasses import KW_ONLY, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,13 +25,14 @@ CENTRE_SHARE = 0.875  # 224 of 256
 SMALL_SIDE = 64
 
 
+@dataclass(eq=False)
 class LazySource(HashedSource):
     """An ``ImageSource`` that decodes files on demand, as ImageNet networks expect them.
 
     Evaluation resizes the shorter side to ``size / 0.875`` and cuts the centre; augmentation is
     the random resized crop (area 0.08 to 1, aspect 3/4 to 4/3) and a flip of half of the images.
 
-    Args:
+    Attributes:
         records: where the images lie.
         labels: ``[n]`` int64 class indices.
         num_classes: number of classes.
@@ -40,35 +42,29 @@ class LazySource(HashedSource):
         flip: whether augmentation flips.
     """
 
-    def __init__(
-        self,
-        records: Sequence[Record],
-        labels: Tensor,
-        *,
-        num_classes: int,
-        size: int,
-        mean: tuple[float, ...],
-        std: tuple[float, ...],
-        flip: bool = True,
-    ) -> None:
-        self.records = records
-        self.labels = labels
-        self.num_classes = num_classes
-        self.image_shape = (3, size, size)
-        self.mean = mean
-        self.std = std
-        self.flip = flip
+    records: Sequence[Record]
+    labels: Tensor
+    _: KW_ONLY
+    num_classes: int
+    size: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    flip: bool = True
+
+    def __post_init__(self) -> None:
+        self.image_shape = (3, self.size, self.size)
 
     def load(self, index: Tensor, augment: torch.Generator | None = None) -> Batch:
         """Return float32 images ``[b, 3, size, size]`` and labels ``[b]``; see ``ImageSource``."""
-        _, height, width = self.image_shape
         records = [self.records[position] for position in index.tolist()]
-        crops: list[Crop] = [partial(centre_crop, shape=(height, width))] * len(records)
+        crops: list[Crop] = [partial(centre_crop, shape=(self.size, self.size))] * len(records)
         if augment is not None:
             # All numbers are drawn here, so that the threads' order changes nothing.
             draws = torch.rand((len(records), DRAWS_PER_IMAGE), generator=augment).tolist()
-            crops = [partial(random_crop, size=height, draws=row, flip=self.flip) for row in draws]
-        images = decode_all(records, crops, (height, width))
+            crops = [
+                partial(random_crop, size=self.size, draws=row, flip=self.flip) for row in draws
+            ]
+        images = decode_all(records, crops, (self.size, self.size))
         return normalise(images, self.mean, self.std), self.labels[index]
 
     def hashed(self) -> Any:

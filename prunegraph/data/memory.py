@@ -1,6 +1,7 @@
 """Small images held in memory, normalised and augmented as whole batches."""
 
 import hashlib
+from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
 import torch
@@ -12,13 +13,14 @@ from prunegraph.core.splits import Batch, HashedSource
 PIXEL_MAX = 255.0
 
 
+@dataclass(eq=False)
 class MemorySource(HashedSource):
     """An ``ImageSource`` of uint8 images in memory.
 
     Augmentation is a random shift by up to ``padding`` pixels (zero padding and crop) and, if
     ``flip``, a left-right flip of half of the images.
 
-    Args:
+    Attributes:
         images: ``[n, c, h, w]`` uint8.
         labels: ``[n]`` int64 class indices.
         num_classes: number of classes.
@@ -28,25 +30,18 @@ class MemorySource(HashedSource):
         flip: whether the augmentation flips.
     """
 
-    def __init__(
-        self,
-        images: Tensor,
-        labels: Tensor,
-        *,
-        num_classes: int,
-        mean: tuple[float, ...],
-        std: tuple[float, ...],
-        padding: int,
-        flip: bool,
-    ) -> None:
-        self.images = images
-        self.labels = labels
-        self.num_classes = num_classes
-        self.image_shape = (images.shape[1], images.shape[2], images.shape[3])
-        self.padding = padding
-        self.flip = flip
-        self.mean = mean
-        self.std = std
+    images: Tensor
+    labels: Tensor
+    _: KW_ONLY
+    num_classes: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    padding: int
+    flip: bool
+
+    def __post_init__(self) -> None:
+        _, channels, height, width = self.images.shape
+        self.image_shape = channels, height, width
 
     def load(self, index: Tensor, augment: torch.Generator | None = None) -> Batch:
         """Return float32 images ``[b, c, h, w]`` and labels ``[b]``; see ``ImageSource``."""

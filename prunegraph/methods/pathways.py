@@ -54,14 +54,19 @@ class MaskedTraining(TrainedWeights):
         check_positive("lr", self.lr)
 
     @property
+    def finds_masks(self) -> bool:
+        """Whether the first half of the epochs finds masks to begin with."""
+        return False
+
+    @property
     def joint_epochs(self) -> int:
         """Those in which all languages train together."""
-        return self.epochs
+        return self.epochs - self.epochs // 2 if self.finds_masks else self.epochs
 
     @property
     def trains_before(self) -> bool:
         """Whether ``plan`` trains networks, for half of the progress."""
-        return False
+        return self.finds_masks
 
     @abstractmethod
     def plan(self, problem: Problem) -> MaskPlan:
@@ -199,13 +204,8 @@ class Pathways(MaskedTraining):
             raise ConfigError(msg)
 
     @property
-    def joint_epochs(self) -> int:
-        """The second half, if the first one finds masks to begin with."""
-        return self.epochs - self.epochs // 2 if self.trains_before else self.epochs
-
-    @property
-    def trains_before(self) -> bool:
-        """Whether the first half finds masks to begin with."""
+    def finds_masks(self) -> bool:
+        """Whether the first half of the epochs finds masks to begin with."""
         return self.start == "magnitude"
 
     def plan(self, problem: Problem) -> MaskPlan:
@@ -276,15 +276,7 @@ class LanguageSpecific(MaskedTraining):
 
     name: ClassVar[str] = "language_masks"
 
-    @property
-    def joint_epochs(self) -> int:
-        """The second half: the first one finds the masks."""
-        return self.epochs - self.epochs // 2
-
-    @property
-    def trains_before(self) -> bool:
-        """True: see ``joint_epochs``."""
-        return True
+    finds_masks: ClassVar[bool] = True
 
     def plan(self, problem: Problem) -> MaskPlan:
         """Return the plan of fixed masks; finds them first."""

@@ -202,30 +202,23 @@ def finetune(
     )
 
 
+@dataclass(eq=False)
 class _Training:
     """One training: network, optimizer, what was done so far."""
 
-    def __init__(
-        self,
-        model: nn.Module,
-        task: Task,
-        config: FinetuneConfig,
-        seed: int,
-        teacher: nn.Module | None,
-        ranks: Ranks | None,
-        subnets: Subnets | None,
-        name: str | None,
-        masks: MaskPlan | None,
-    ) -> None:
-        self.model = model
-        self.masks = masks
-        self.ranks = ranks
-        self.subnets = subnets
-        self.task = task
-        self.train = train = task.train
-        self.config = config
-        self.seed = seed
-        self.teacher = teacher
+    model: nn.Module
+    task: Task
+    config: FinetuneConfig
+    seed: int
+    teacher: nn.Module | None
+    ranks: Ranks | None
+    subnets: Subnets | None
+    name: str | None
+    masks: MaskPlan | None
+
+    def __post_init__(self) -> None:
+        model, config = self.model, self.config
+        self.train = train = self.task.train
         trainable = {n: p for n, p in unwrap(model).named_parameters() if p.requires_grad}
         self.trainable = trainable
         if not trainable:
@@ -238,17 +231,17 @@ class _Training:
         if self.steps_per_epoch == 0:
             msg = f"{len(train)} training samples are too few: at least 2 are needed"
             raise ConfigError(msg)
-        task.place_model(unwrap(model), model_device(model))
+        self.task.place_model(unwrap(model), model_device(model))
         identity = {
             "config": asdict(config),
-            "seed": seed,
+            "seed": self.seed,
             "images": train.fingerprint(),
-            "network": name or parameter_digest(unwrap(model)),
-            "teacher": None if teacher is None else parameter_digest(teacher),
-            "subnets": None if subnets is None else subnets.digest(),
-            "masks": None if masks is None else masks.record(),
+            "network": self.name or parameter_digest(unwrap(model)),
+            "teacher": None if self.teacher is None else parameter_digest(self.teacher),
+            "subnets": None if self.subnets is None else self.subnets.digest(),
+            "masks": None if self.masks is None else self.masks.record(),
         }
-        self.masked = None if masks is None else masks.attach(model, self.optimizer)
+        self.masked = None if self.masks is None else self.masks.attach(model, self.optimizer)
         self.state = TrainingState(
             model=unwrap(model),
             trainable=trainable,

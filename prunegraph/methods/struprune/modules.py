@@ -39,11 +39,6 @@ class Module:
     reader: str
     writers: tuple[str, ...]
 
-    @property
-    def num_units(self) -> int:
-        """How many can leave."""
-        return len(np.unique(self.units))
-
 
 def linear_layers(graph: StructureGraph, model: nn.Module) -> dict[str, int]:
     """Return the weights of linear layers that are called once, as modules, and when each is."""

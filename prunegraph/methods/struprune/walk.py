@@ -196,29 +196,28 @@ def _all(name: str, module: nn.Module, outputs: Tensor) -> Tensor:
     return flat(outputs)
 
 
+@dataclass(eq=False)
 class _Block:
     """Fits the layers of a block of the pruned network while it runs."""
 
-    def __init__(
-        self,
-        walk: Walk,
-        targets: _Targets,
-        counts: Mapping[str, int],
-        rounds: int,
-        found: Walked,
-    ) -> None:
-        self._walk, self._targets, self._counts, self._rounds = walk, targets, counts, rounds
-        self._found, self._layers = found, Layers(found.network)
-        self._modules = {module.reader: module for module in walk.modules}
-        self._writers = {name for module in walk.modules for name in module.writers}
+    walk: Walk
+    targets: _Targets
+    counts: Mapping[str, int]
+    rounds: int
+    found: Walked
+
+    def __post_init__(self) -> None:
+        self._layers = Layers(self.found.network)
+        self._modules = {module.reader: module for module in self.walk.modules}
+        self._writers = {name for module in self.walk.modules for name in module.writers}
         self._inputs: dict[str, Tensor] = {}
         self._held: dict[Place, Tensor] = {}
 
     @contextmanager
     def fitting(self) -> Iterator[None]:
         """Fit each layer as it is reached."""
-        network, names = self._found.network, list(self._targets.outputs)
-        places = {stream.place for stream in self._targets.streams.values()}
+        network, names = self.found.network, list(self.targets.outputs)
+        places = {stream.place for stream in self.targets.streams.values()}
         with ExitStack() as stack:
             hooks = (_before(network, name, partial(self._fit, name)) for name in names)
             stack.enter_context(hooked(hooks))
@@ -228,14 +227,14 @@ class _Block:
     def _fit(self, name: str, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
         given = args[0]
         with torch.autocast(given.device.type, enabled=False):
-            inputs, wanted = flat(given), self._targets.outputs.pop(name)
+            inputs, wanted = flat(given), self.targets.outputs.pop(name)
             rows = self._with_stream(
                 name, Rows(inputs=inputs, wanted=wanted, scale=torch.ones_like(wanted[:, :1]))
             )
             if name in self._modules:
                 hidden = self._fit_module(self._modules[name], rows)
                 return hidden.view(given.shape).to(given.dtype), *args[1:]
-            own, _ = rows.parted(self._walk.share)
+            own, _ = rows.parted(self.walk.share)
             self._layers.write(name, own.refitted(self._layers.read(name), own.inputs))
             if name in self._writers:
                 self._inputs[name] = inputs
@@ -246,7 +245,7 @@ class _Block:
 
         Errors count relative to what the stream holds afterwards: a norm divides by it.
         """
-        stream = self._targets.streams.get(name)
+        stream = self.targets.streams.get(name)
         if stream is None or stream.place not in self._held:
             return rows
         lost = stream.values - flat(stream.laid(self._held[stream.place])) * stream.scale
@@ -262,10 +261,10 @@ class _Block:
             self._layers,
             rows,
             inputs[0] if alike else None,
-            self._walk.share,
-            self._counts[module.reader],
-            self._rounds,
+            self.walk.share,
+            self.counts[module.reader],
+            self.rounds,
         )
-        self._found.kept[module.reader] = fitted.kept
-        self._found.errors[module.reader] = fitted.errors
+        self.found.kept[module.reader] = fitted.kept
+        self.found.errors[module.reader] = fitted.errors
         return fitted.hidden
