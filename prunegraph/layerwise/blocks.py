@@ -6,7 +6,7 @@ at the next block.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass, field
 from functools import partial
 from operator import methodcaller
 from pathlib import Path
@@ -47,14 +47,15 @@ class Matrix:
     seen: bool = True
 
 
-Change = Callable[[Matrix], tuple[Tensor, Tensor]]
-"""From a matrix to its new weight ``[C, B]`` and which entries stay ``[C, B]``."""
+Change = Callable[[Matrix], tuple[Tensor, Tensor] | None]
+"""From a matrix to its new weight ``[C, B]`` and which entries stay ``[C, B]``; None: it stays."""
 
 
+@dataclass(eq=False)
 class BlockWalk:
     """Changes the matrices of a network one block after the other.
 
-    Args:
+    Attributes:
         model: the network, in eval mode; its prunable weights are changed.
         weights: the prunable weights that are changed.
         batches: calibration data.
@@ -64,27 +65,24 @@ class BlockWalk:
         identity: what names the walk; a folder of another one is refused.
         notes: what changing a weight notes of it, by name; kept with the blocks.
         progress: called with the number of finished blocks, and of all.
+        unseen: weights of which no call was seen, after the walk.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        weights: Mapping[str, PrunableWeight],
-        batches: Sequence[Any],
-        forward: Forward,
-        *,
-        blocks: str | None = None,
-        folder: Path | None = None,
-        identity: Mapping[str, Any] | None = None,
-        notes: dict[str, float] | None = None,
-        progress: Callable[[int, int], None] | None = None,
-    ) -> None:
-        self.model, self.weights, self.batches = model, weights, batches
-        self._forward, self._blocks, self._progress = forward, blocks, progress
-        self._files = BlockFiles(folder=folder, identity=dict(identity or {}))
-        self._notes = {} if notes is None else notes
+    model: nn.Module
+    weights: Mapping[str, PrunableWeight]
+    batches: Sequence[Any]
+    forward: Forward
+    _: KW_ONLY
+    blocks: str | None = None
+    folder: Path | None = None
+    identity: Mapping[str, Any] = field(default_factory=dict)
+    notes: dict[str, float] = field(default_factory=dict)
+    progress: Callable[[int, int], None] | None = None
+    unseen: list[str] = field(init=False, default_factory=list)
+
+    def __post_init__(self) -> None:
+        self._files = BlockFiles(folder=self.folder, identity=self.identity)
         self._keep: dict[str, Tensor] = {}
-        self.unseen: list[str] = []
 
     @torch.no_grad()
     def run(self, change: Change) -> dict[str, Tensor]:
@@ -99,7 +97,7 @@ class BlockWalk:
             self.model,
             self.weights,
             lambda: self._run(self.model, self.batches[0]),
-            blocks=self._blocks,
+            blocks=self.blocks,
         )
         total, done = sum(len(segment.blocks) for segment in segments), 0
         for segment in [*segments, None]:
@@ -112,8 +110,8 @@ class BlockWalk:
                 del hessians
                 return_freed_memory()  # masks that stay lie between what has gone
                 done += 1
-                if self._progress is not None:
-                    self._progress(min(done, total), total)
+                if self.progress is not None:
+                    self.progress(min(done, total), total)
         self.unseen = [name for name in self.weights if name not in self._keep]
         self._change(self.unseen, {}, change)
         return self._keep
@@ -172,7 +170,7 @@ class BlockWalk:
 
     def _run(self, model: nn.Module, batch: Any) -> None:
         try:
-            self._forward(model, batch)
+            self.forward(model, batch)
         except Reached:
             return
 
@@ -211,7 +209,7 @@ class BlockWalk:
                 hessians=hessians.get(name, [identity] * layout.groups),
                 seen=name in hessians,
             )
-            changed, keep = change(given)
+            changed, keep = change(given) or (matrix, torch.ones_like(matrix, dtype=torch.bool))
             parameter.copy_(layout.tensor(changed.to(parameter.dtype)))
             self._keep[name] = layout.tensor(keep).cpu()
 
@@ -221,8 +219,8 @@ class BlockWalk:
             f"weight:{name}": self.model.get_parameter(name) for name in changed
         }
         tensors |= {f"keep:{name}": self._keep[name] for name in changed}
-        for name in self._notes.keys() & set(changed):
-            tensors[f"note:{name}"] = torch.tensor(self._notes[name], dtype=torch.float64)
+        for name in self.notes.keys() & set(changed):
+            tensors[f"note:{name}"] = torch.tensor(self.notes[name], dtype=torch.float64)
         self._files.save(number, tensors)
 
     def _load(self, number: int, names: Sequence[str]) -> None:
@@ -242,4 +240,4 @@ class BlockWalk:
             parameter.copy_(weight)
             self._keep[name] = keep.bool()
             if f"note:{name}" in tensors:
-                self._notes[name] = float(tensors[f"note:{name}"].sum())
+                self.notes[name] = float(tensors[f"note:{name}"].sum())

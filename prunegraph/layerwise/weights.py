@@ -8,9 +8,8 @@ from torch import Tensor, nn
 from prunegraph.core.errors import MaskError, ModelError
 from prunegraph.core.pattern import Pattern
 from prunegraph.core.weight_mask import WeightMask
+from prunegraph.layerwise.sampling import LAYERS, TRANSPOSED
 
-OUTPUTS_FIRST = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
-TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
 
 
@@ -81,7 +80,7 @@ def prunable_weights(model: nn.Module) -> dict[str, PrunableWeight]:
     seen |= _heads(model)
     found: dict[str, PrunableWeight] = {}
     for path, module in modules.items():
-        if not (isinstance(module, (*OUTPUTS_FIRST, *TRANSPOSED)) or is_conv1d(module)):
+        if not (isinstance(module, LAYERS) or is_conv1d(module)):
             continue
         name = f"{path}.weight" if path else "weight"
         weight = module._parameters.get("weight")

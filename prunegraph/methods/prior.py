@@ -5,7 +5,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from torch import Tensor
 
 from prunegraph.core.budget import Budget
 from prunegraph.core.masks import BoolArray, ChannelMask, Float64Array, FloatArray, IntArray
@@ -193,10 +192,8 @@ def without(
     return ~keep
 
 
-def measure_divergence(
-    evaluator: Evaluator, mask: ChannelMask, subset: Tensor | None = None
-) -> float:
+def measure_divergence(evaluator: Evaluator, mask: ChannelMask) -> float:
     """Return a mask's KL divergence from the dense outputs in nats; the evaluator measures it."""
-    value = evaluator.evaluate(mask, subset).kl
+    value = evaluator.evaluate(mask).kl
     assert value is not None
     return value

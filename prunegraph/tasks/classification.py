@@ -89,19 +89,12 @@ def soft_divergence(logits: Tensor, others: Tensor, temperature: float) -> Tenso
     return temperature**2 * F.kl_div(own, other, reduction="batchmean", log_target=True)
 
 
-def compute_logits(
-    model: nn.Module,
-    data: Images,
-    *,
-    batch_size: int = BATCH_SIZE,
-    autocast: bool = True,
-) -> Tensor:
+def compute_logits(model: nn.Module, data: Images, *, autocast: bool = True) -> Tensor:
     """Return the network's logits ``[n, classes]`` as float32 on the CPU, in ``data``'s order."""
     with evaluation_mode(model):
-        batches = _batches(data, batch_size)
-        return torch.cat(
-            [_forward(model, images, autocast=autocast).cpu() for images, _ in batches]
-        )
+        batches = _batches(data, BATCH_SIZE)
+        found = [_forward(model, images, autocast=autocast).cpu() for images, _ in batches]
+    return torch.cat(found)
 
 
 def _forward(model: nn.Module, images: Tensor, *, autocast: bool) -> Tensor:

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from prunegraph.core.masks import Float64Array
 from prunegraph.layerwise.capture import Read
-from prunegraph.methods.criteria.dense import Dense
+from prunegraph.methods.criteria.dense import Dense, add_seen
 from prunegraph.methods.criteria.registry import measured_criterion
 
 BATCH_SIZE = 32
@@ -79,9 +79,7 @@ def _summed(dense: Dense, *, centred: bool) -> Float64Array:
     dense.show_reads(visit, BATCH_SIZE)
     values = np.full(dense.graph.num_units, np.nan)
     for each in found.values():
-        unique = each.read.unique
-        values[unique] = np.nan_to_num(values[unique])
-        values[unique] += each.losses(centred=centred).cpu().numpy()
+        add_seen(values, each.read.unique, each.losses(centred=centred).cpu().numpy())
     return values
 
 

@@ -5,11 +5,13 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
 from prunegraph.core.errors import ModelError
+from prunegraph.core.masks import Float64Array, IntArray
 from prunegraph.core.memory import return_freed_memory
 from prunegraph.core.splits import Batch, TrainSplit
 from prunegraph.core.task import Task
@@ -124,6 +126,11 @@ class Dense:
             )
             raise ModelError(msg)
         return mean * max(num_samples(batch), 1)
+
+
+def add_seen(values: Float64Array, units: IntArray, found: Float64Array) -> None:
+    """Add values of distinct units to ``values`` ``[N]``, which are NaN where none was seen."""
+    values[units] = np.nan_to_num(values[units]) + found
 
 
 def _watch_inputs(

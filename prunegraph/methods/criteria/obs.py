@@ -18,7 +18,7 @@ from prunegraph.layerwise.blocks import BlockWalk, Matrix
 from prunegraph.layerwise.solve import Hessian
 from prunegraph.layerwise.statistics import MOST_INPUTS
 from prunegraph.layerwise.weights import prunable_weights
-from prunegraph.methods.criteria.dense import Dense
+from prunegraph.methods.criteria.dense import Dense, add_seen
 from prunegraph.methods.criteria.registry import measured_criterion
 from prunegraph.methods.criteria.thinet import TIE_BREAK
 
@@ -57,7 +57,7 @@ def surgeon_errors(dense: Dense) -> Float64Array:
     readers: dict[bytes, dict[Hessian, Reader]] = {}
     values = np.full(graph.num_units, np.nan)
 
-    def note(matrix: Matrix) -> tuple[Tensor, Tensor]:
+    def note(matrix: Matrix) -> None:
         own = units[matrix.name]
         known = readers.setdefault(own.tobytes(), {})
         parts = matrix.weight.chunk(len(matrix.hessians))
@@ -68,8 +68,7 @@ def surgeon_errors(dense: Dense) -> Float64Array:
         if not waiting[own.tobytes()] and known:
             unique, column = np.unique(own, return_inverse=True)
             found = greedy_errors(list(readers.pop(own.tobytes()).values()), column)
-            values[unique] = np.nan_to_num(values[unique]) + found
-        return matrix.weight, torch.ones_like(matrix.weight, dtype=torch.bool)
+            add_seen(values, unique, found)
 
     batches = list(dense.train.batches(BATCH_SIZE))
     BlockWalk(model, weights, batches, dense.task.forward).run(note)

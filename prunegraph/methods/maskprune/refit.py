@@ -46,10 +46,9 @@ class Refit:
         self._readers: dict[str, Reader] = {}
         BlockWalk(model, self._layouts, batches, forward).run(self._note)
 
-    def _note(self, matrix: Matrix) -> tuple[Tensor, Tensor]:
+    def _note(self, matrix: Matrix) -> None:
         if matrix.seen:
             self._readers[matrix.name] = Reader.of(matrix.weight, matrix.hessians[0])
-        return matrix.weight, torch.ones_like(matrix.weight, dtype=torch.bool)
 
     def _columns(self, name: str, gates: Gates) -> IntArray:
         """Return ``[B]`` the gate of each column of a weight; K = none."""
