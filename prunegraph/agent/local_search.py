@@ -6,7 +6,7 @@ the budget. Local search on a model improves the policy's actions, from which it
 iteration (Anthony et al. 2017, arXiv 1705.08439).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -21,7 +21,13 @@ from prunegraph.graph.graph import StructureGraph
 TRIED = 8
 """Swaps of a step, the best by the slope, whose outcome is predicted exactly."""
 
+FINEST = 128
+"""A swap moves a unit of a group, or of a wider one as many as make so many steps of it: to move a
+layer of thousands by single ones would take as many swaps."""
+
 NONE = -1
+
+NOTHING = np.array([], dtype=np.int64)
 
 
 def plan(
@@ -94,8 +100,8 @@ class _Swaps:
         keep = keep.copy()
         while (ratios := self._ratios(keep))[0].max() > 1.0:
             freed = self._freed(keep, int(ratios[0].argmax()))
-            drops = self._drops(keep, slope)
-            drops = drops[(drops != NONE) & self._above_minimum(keep)]
+            worst = zip(self._worst(keep, slope), self._spare(keep), strict=True)
+            drops = _firsts([units for units, spare in worst if spare and len(units)])
             drops = drops[freed[drops] > 0]
             if not len(drops):
                 break
@@ -114,56 +120,84 @@ class _Swaps:
             freed = model.slopes(keep[None].astype(np.float64))[0]
         return np.asarray(freed / self.limits[limit])
 
+    @cached_property
+    def steps(self) -> list[int]:
+        """How many units of each group a swap moves: one, or a share of a wide group."""
+        limited = zip(self.graph.others, self.limits[OTHERS:], strict=True)
+        if any(other is not None and np.isfinite(limit) for other, limit in limited):
+            return [1] * len(self.members)  # memory and latency are told of one swapped unit
+        return [max(1, len(units) // FINEST) for units in self.members]
+
     def best(self, keep: BoolArray, slope: Float64Array) -> BoolArray:
         """Return what the most promising swaps make of a mask ``[K, N]``, K <= ``TRIED``."""
-        model = self.graph.cost_model
-        drops, adds = self._drops(keep, slope), self._adds(keep, slope)
-        may_drop = np.append((drops != NONE) & self._above_minimum(keep), True)
-        may_add = np.append(adds != NONE, True)
+        model, within = self.graph.cost_model, np.arange(len(self.members))
+        worst, adds = self._worst(keep, slope), self._adds(keep, slope)
+        inside = [_as_many(*pair) for pair in zip(worst, adds, strict=True)]  # the width stays
+        drops = [units[:spare] for units, spare in zip(worst, self._spare(keep), strict=True)]
+        drops, adds = [*drops, NOTHING], [*adds, NOTHING]
+        may_drop, may_add = (np.array([len(units) > 0 for units in some]) for some in (drops, adds))
+        may_drop[-1] = may_add[-1] = True
         allowed = may_drop[:, None] & may_add[None, :]
-        within = np.arange(len(self.members))  # a group's width stays
-        allowed[within, within] = (drops != NONE) & (adds != NONE)
-        drops, adds = np.append(drops, NONE), np.append(adds, NONE)  # the last: nothing
-        gain = (
-            np.where(adds == NONE, 0.0, slope[adds])
-            - np.where(drops == NONE, 0.0, slope[drops])[:, None]
-        )
-        freed = np.where(drops == NONE, 0.0, model.freed_by_each(keep)[:, drops])
-        added = np.where(adds == NONE, 0.0, model.added_by_each(keep)[:, adds])
+        allowed[within, within] = [len(lost) > 0 for lost, _ in inside]
+        gain = _sums(slope[None], adds)[0] - _sums(slope[None], drops)[0][:, None]
+        gain[within, within] = [slope[won].sum() - slope[lost].sum() for lost, won in inside]
+        freed, added = model.freed_by_each(keep), model.added_by_each(keep)
         slack = self.limits[:OTHERS] - model.totals(keep.astype(np.float64))
-        excess = added[:, None, :] - freed[:, :, None] - slack[:, None, None]  # nearly: both share
+        excess = _sums(added, adds)[:, None, :] - _sums(freed, drops)[:, :, None]
+        excess = excess - slack[:, None, None]  # nearly: what leaves and what joins share some
         excess[:, within, within] = 0.0  # exactly: a group's units cost alike
         for other, limit in zip(self.graph.others, self.limits[OTHERS:], strict=True):
             if other is not None and np.isfinite(limit):
-                allowed &= other.swapped(keep, drops, adds) <= limit
+                allowed &= other.swapped(keep, _firsts(drops), _firsts(adds)) <= limit
         rows, columns = np.nonzero(allowed & (gain > 0) & (excess <= 0).all(axis=0))
         order = np.argsort(-gain[rows, columns], kind="stable")[:TRIED]
         tried = np.repeat(keep[None], len(order), axis=0)
         for number, (row, column) in enumerate(zip(rows[order], columns[order], strict=True)):
-            tried[number, [item for item in (drops[row], adds[column]) if item != NONE]] ^= True
+            same = row == column < len(inside)
+            lost, won = inside[row] if same else (drops[row], adds[column])
+            tried[number, lost], tried[number, won] = False, True
         fits = self._ratios(tried).max(axis=1) <= 1.0
         return np.asarray(tried[fits])
 
-    def _drops(self, keep: BoolArray, slope: Float64Array) -> IntArray:
-        """Return of each group ``[G]`` the kept unit that adds least, or NONE."""
-        return self._first(np.where(keep, slope, np.inf))
+    def _worst(self, keep: BoolArray, slope: Float64Array) -> list[IntArray]:
+        """Return of each group the kept units that add least, the least first."""
+        return self._first(keep, slope)
 
-    def _adds(self, keep: BoolArray, slope: Float64Array) -> IntArray:
-        """Return of each group ``[G]`` the removed unit that would add most, or NONE."""
-        return self._first(np.where(keep, np.inf, -slope))
+    def _adds(self, keep: BoolArray, slope: Float64Array) -> list[IntArray]:
+        """Return of each group the removed units that would add most, the most first."""
+        return self._first(~keep, -slope)
 
-    def _first(self, values: Float64Array) -> IntArray:
-        least = np.array([units[values[units].argmin()] for units in self.members])
-        return np.where(np.isfinite(values[least]), least, NONE)
+    def _first(self, among: BoolArray, values: Float64Array) -> list[IntArray]:
+        found = []
+        for units, step in zip(self.members, self.steps, strict=True):
+            own = units[among[units]]
+            found.append(own[np.argsort(values[own], kind="stable")[:step]])
+        return found
 
-    def _above_minimum(self, keep: BoolArray) -> BoolArray:
-        """Return whether each group ``[G]`` keeps more than it must."""
+    def _spare(self, keep: BoolArray) -> list[int]:
+        """Return how many units each group keeps above its minimum."""
         graph = self.graph
         kept = np.bincount(graph.group_of[keep], minlength=len(graph.groups))
-        spare = kept > graph.min_keep
-        return np.array([spare[graph.group_of[units[0]]] for units in self.members])
+        spare = np.maximum(kept - graph.min_keep, 0)
+        return [int(spare[graph.group_of[units[0]]]) for units in self.members]
 
     def _ratios(self, keep: BoolArray) -> Float64Array:
         """Return the costs over what may remain ``[K, 4]``."""
         rows = np.atleast_2d(keep).astype(np.float64)
         return expected_cost_ratios(self.graph, rows, self.limits[None])
+
+
+def _as_many(worst: IntArray, adds: IntArray) -> tuple[IntArray, IntArray]:
+    """Return the first units of both, as many of one as of the other."""
+    count = min(len(worst), len(adds))
+    return worst[:count], adds[:count]
+
+
+def _sums(values: Float64Array, units: Sequence[IntArray]) -> Float64Array:
+    """Return the sums of values ``[K, N]`` over units of each of G groups ``[K, G]``."""
+    return np.stack([values[:, some].sum(axis=1) for some in units], axis=1)
+
+
+def _firsts(units: Sequence[IntArray]) -> IntArray:
+    """Return the first unit of each group, or NONE."""
+    return np.array([some[0] if len(some) else NONE for some in units], dtype=np.int64)

@@ -35,8 +35,8 @@ class AgentOptions:
         surrogate_steps: steps of the policy after each update on masks that a surrogate scores; 0:
             learn only from networks that were run. None are made with granularity group or
             constraint lagrangian.
-        swaps: swaps of one unit for another, at most, that improve every second mask before it is
-            run, by the surrogate; 0: none.
+        swaps: swaps of one unit for another (of a 128th of a wide group), at most, that improve
+            every second mask before it is run, by the surrogate; 0: none.
         distill_steps: steps of distillation for each network that the search ran; they train the
             policy for use on other networks.
     """

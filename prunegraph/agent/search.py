@@ -111,7 +111,7 @@ def _search(
     events: Path | None,
 ) -> Family:
     started = time.monotonic()
-    subjects, initial = [Subject(problem) for problem in problems], None
+    subjects, initial = [Subject(_judged(problem, plan)) for problem in problems], None
     if given is not None:
         adapted = adapt(given, subjects, plan.budgets)
         initial, subjects = adapted.policy, list(adapted.subjects)
@@ -150,6 +150,14 @@ def _search(
         networks=networks,
         history=result.history,
     )
+
+
+def _judged(problem: Problem, plan: SearchPlan) -> Problem:
+    """Return a problem whose priors are judged as its masks are, where that asks for no labels."""
+    if plan.config.reward.metric != "kl":
+        return problem
+    evaluator = problem.make_evaluator(problem.log)  # of its own: priors are counted apart
+    return replace(problem, make_unlabelled=lambda: evaluator)
 
 
 def _show(problem: Problem, record: Mapping[str, Any]) -> None:

@@ -128,6 +128,24 @@ def test_masks_are_compared_by_the_divergence_on_few_tokens_after_a_fit_at_once(
         torch.testing.assert_close(one, other)
 
 
+def test_a_search_by_divergence_judges_priors_as_it_judges_masks(
+    task: CausalLM, graph: StructureGraph, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    problem = Context(task=task, structure=graph).problem(BUDGET, max_networks=NETWORKS)
+    plain, scored = Evaluator._measure, list[str]()
+
+    def measured(self: Evaluator, mask: ChannelMask, subset: torch.Tensor | None) -> Any:
+        assert self.search is not None
+        scored.append(self.search.fingerprint())
+        return plain(self, mask, subset)
+
+    monkeypatch.setattr(Evaluator, "_measure", measured)
+    result = AGENT.prune(problem)
+    assert task.search is not None
+    assert {*scored} == {task.search.fingerprint()}
+    assert len(scored) <= result.networks <= NETWORKS
+
+
 def test_priors_and_random_allocations_leave_the_hidden_width_whole(
     task: CausalLM, graph: StructureGraph
 ) -> None:

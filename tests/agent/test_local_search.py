@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
-from prunegraph.agent.local_search import plan
+from prunegraph.agent.local_search import FINEST, plan
 from prunegraph.core.budget import Budget
 from prunegraph.core.masks import BoolArray, Float64Array
 from prunegraph.graph import StructureGraph, analyse
@@ -70,6 +71,18 @@ def test_so_many_swaps_at_the_most(graph: StructureGraph) -> None:
     assert flips[0] == 0
     assert 1 <= flips[1] <= 2
     assert flips[1] <= flips[2] <= 6
+
+
+def test_swaps_of_a_wide_group_move_many_units_and_stay_within_the_limits() -> None:
+    model = nn.Sequential(nn.Linear(4, 300), nn.ReLU(), nn.Linear(300, 20), nn.Linear(20, 3))
+    graph = analyse(model.eval(), torch.rand(2, 4))
+    worth, limits = worths(graph, 0), limits_of(graph, 0.5)
+    start = graph.project(-worth.numpy().astype(np.float32), Budget(keep_macs=0.5)).keep
+    group_of = graph.group_of[start != plan(lambda x: x @ worth, graph, start, limits, most=1)]
+    counts = np.bincount(group_of)[np.unique(group_of)]
+    assert counts.max() == 300 // FINEST * 2  # some leave, and as many join
+    planned = plan(lambda bits: bits @ worth, graph, start, limits, most=40)
+    assert is_legal(graph, planned, limits)
 
 
 @pytest.mark.parametrize("graph", GRAPHS)
