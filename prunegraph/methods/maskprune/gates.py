@@ -114,6 +114,8 @@ class Gates:
         self.values = torch.ones(len(self.units), device=device, requires_grad=True)
         place_of = np.full(graph.num_units, len(self.units))
         place_of[self.units] = np.arange(len(self.units))
+        self._model = model
+        self._learn = {name: item.requires_grad for name, item in model.named_parameters()}
         model.requires_grad_(False)
         self.weights: dict[str, nn.Parameter] = {}
         self.places: dict[str, IntArray] = {}
@@ -136,9 +138,11 @@ class Gates:
         return self.weights[name] * self._scaled[name][2].factors(values)
 
     def fold(self) -> None:
-        """Write the products into the weights, and let the network go."""
+        """Write the products into the weights, and let the network go: what learned, learns."""
         for module, name, _ in self._scaled.values():
             parametrize.remove_parametrizations(module, name, leave_parametrized=True)
+        for name, parameter in self._model.named_parameters():
+            parameter.requires_grad_(self._learn[name])
 
     def of_kinds(self, graph: StructureGraph, *, apart: bool) -> Iterator[tuple[int, IntArray]]:
         """Yield the kind and the places of gates that are ranked together.

@@ -227,7 +227,7 @@ class _Training:
             "losses": [round(loss, 5) for loss in state.losses],
         }
         self.gates.fold()
-        model = apply_mask(self.model.requires_grad_(True), self.graph, mask)
+        model = apply_mask(self.model, self.graph, mask)
         recalibrate_on(model, self.task, self.problem.calibration)
         return Result(mask=mask, model=model.eval(), details=details)
 

@@ -288,6 +288,18 @@ def test_weights_of_16_bits_keep_their_type(task: CausalLM, graph: StructureGrap
     assert bool(logits(model, IDS).isfinite().all())
 
 
+def test_parameters_that_do_not_learn_do_not_learn_afterwards(
+    task: CausalLM, graph: StructureGraph
+) -> None:
+    model = copy_network(task.model)
+    model.get_input_embeddings().requires_grad_(False)
+    result = SHORT.prune(problem_of(replace(task, model=model), graph))
+    assert result.model is not None
+    learn = {name: item.requires_grad for name, item in model.named_parameters()}
+    assert {n: item.requires_grad for n, item in result.model.named_parameters()} == learn
+    assert not all(learn.values())
+
+
 def test_a_divergence_without_end_is_told(task: CausalLM, graph: StructureGraph) -> None:
     broken = replace(task, model=copy_network(task.model))
     with torch.no_grad():
