@@ -1,7 +1,6 @@
 """The masks that methods chose, kept on disk so that an interrupted run need not choose again."""
 
-import statistics
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -15,7 +14,7 @@ from prunegraph.core.reading import checked, read_json
 from prunegraph.graph import StructureGraph
 from prunegraph.runs.context import Mask
 from prunegraph.runs.folder import RunFolder
-from prunegraph.runs.report.verdict import Chosen, is_agent, is_rival
+from prunegraph.runs.report.verdict import Chosen, best_baseline, is_agent
 
 CANDIDATE = {**get_type_hints(Chosen), "mask": Any}
 """What is kept of a candidate."""
@@ -81,24 +80,6 @@ class CandidateStore:
         return Candidate(**{name: record[name] for name in CANDIDATE} | {"mask": mask})
 
 
-def ranked(candidates: Sequence[Candidate], names: Collection[str]) -> list[str]:
-    """Return those of the methods that chose masks, the best mean search accuracy first."""
-    found: dict[str, list[float]] = {}
-    for item in candidates:
-        if item.name in names:
-            found.setdefault(item.name, []).append(item.search_accuracy)
-    return sorted(found, key=lambda name: (-statistics.mean(found[name]), name))
-
-
-def best_rival(candidates: Sequence[Candidate]) -> str | None:
-    """Return what the agent must beat: the best search accuracy, on average over its searches.
-
-    Of a baseline, or of the policy that the search began with, as in the verdict.
-    """
-    rivals = {item.name for item in candidates if is_rival(item)}
-    return next(iter(ranked(candidates, rivals)), None)
-
-
 def choose(candidates: Sequence[Candidate]) -> Candidate:
     """Return the mask that a run ends with: the agent's with the highest search accuracy.
 
@@ -107,7 +88,7 @@ def choose(candidates: Sequence[Candidate]) -> Candidate:
     """
     own = [item for item in candidates if is_agent(item)]
     if not own:
-        best = best_rival(candidates)
+        best = best_baseline(candidates)
         own = [item for item in candidates if best is None or item.name == best]
     return max(own, key=lambda item: (item.search_accuracy, -item.seed))
 

@@ -4,7 +4,8 @@ The verdict is a function of a report's rows alone, so that ``verify`` can recom
 """
 
 import math
-from collections.abc import Mapping, Sequence
+import statistics
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, Self
 
@@ -267,14 +268,22 @@ def mean_by_name(rows: Sequence[MethodRow], name: str) -> dict[str, float]:
     return {method: float(np.mean(values)) for method, values in columns.items() if values}
 
 
-def best_baseline(rows: Sequence[MethodRow]) -> str | None:
-    """Return what the agent must beat: the row with the highest mean search accuracy, or None.
+def ranked(chosen: Sequence[Chosen], names: Collection[str]) -> list[str]:
+    """Return those of the methods that chose masks, the best mean search accuracy first."""
+    found: dict[str, dict[int, float]] = {}
+    for item in chosen:
+        if item.name in names:
+            found.setdefault(item.name, {})[item.seed] = item.search_accuracy
+    means = {name: statistics.mean(values.values()) for name, values in found.items()}
+    return sorted(means, key=lambda name: (-means[name], name))
+
+
+def best_baseline(chosen: Sequence[Chosen]) -> str | None:
+    """Return what the agent must beat: the highest mean search accuracy over its searches, or None.
 
     A baseline, or the policy that the search began with: whatever that can do was not learned.
     """
-    rivals = [row for row in rows if is_rival(row)]
-    search = mean_by_name(rivals, "search_accuracy")
-    return max(sorted(search), key=lambda name: search[name], default=None)
+    return next(iter(ranked(chosen, {item.name for item in chosen if is_rival(item)})), None)
 
 
 def by_seed(rows: Sequence[MethodRow], name: str, metric: Metric) -> dict[int, float]:
