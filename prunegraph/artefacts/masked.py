@@ -15,24 +15,20 @@ from torch import nn
 
 from prunegraph.artefacts.pruned import (
     COMMON,
-    PRETRAINED_FILE,
     WEIGHTS_SUFFIX,
     PrunedInfo,
     artefact_paths,
     check_builder,
     info_of,
-    make_record,
     put_weights,
     read_record,
     read_weights,
+    write_network,
 )
 from prunegraph.core.errors import ArtefactError, MaskError
-from prunegraph.core.files import file_digest, write_bytes, write_json
 from prunegraph.core.seeding import seeded
-from prunegraph.core.tensors import state_tensors, to_safetensors
 from prunegraph.core.weight_mask import GroupedMask, WeightMask
 from prunegraph.graph import unwrap
-from prunegraph.models import save_pretrained_layout
 
 BITS_FILE, BITS_SUFFIX = "mask.safetensors", ".mask.safetensors"
 
@@ -141,22 +137,12 @@ def save_masked(
         ArtefactError: a file cannot be written, a weight is not zero that the mask removes, or
             ``info`` or the network's state holds what a file cannot.
     """
-    recipe_path, weights_path = artefact_paths(where)
-    if pretrained is not None:
-        weights_path = Path(where) / PRETRAINED_FILE
     model = unwrap(model)
     try:
         mask.check_zeros(model)
     except MaskError as error:
-        msg = f"{weights_path} cannot hold this network and mask: {error}; apply the mask first"
+        msg = f"{where} cannot hold this network and mask: {error}; apply the mask first"
         raise ArtefactError(msg) from error
-    if pretrained is None:
-        weights = to_safetensors(state_tensors(model))
-        write_bytes(weights_path, weights)
-        digest = hashlib.sha256(weights).hexdigest()
-    else:
-        save_pretrained_layout(model, pretrained, where)
-        digest = file_digest(weights_path)
     own = {
         "kind": "weights",
         "mask": {
@@ -165,11 +151,9 @@ def save_masked(
             "kept": mask.num_kept,
             "digest": mask.digest(),
         },
-        "weights": {"file": weights_path.name, "sha256": digest},
     }
-    record = make_record(recipe_path, info, own)
     mask.save(bits_path(where))
-    write_json(recipe_path, record)
+    write_network(where, model, info, own, pretrained)
 
 
 def load_masked(where: Path | str, build_model: Callable[[], nn.Module]) -> MaskedNetwork:

@@ -166,8 +166,6 @@ def save_pruned(
     if not isinstance(given, ChannelMask):
         msg = f"the mask is a {type(given).__name__}, not of channels: save_masked writes it"
         raise MaskError(msg)
-    recipe_path, weights_path = artefact_paths(where)
-    weights = to_safetensors(state_tensors(unwrap(model))) if pretrained is None else b""
     found, left = sum(p.numel() for p in model.parameters()), graph.cost(mask).params
     if found != left:
         msg = (
@@ -175,11 +173,6 @@ def save_pruned(
             f"{left:,}: give the network that apply_mask returned"
         )
         raise ArtefactError(msg)
-    digest = hashlib.sha256(weights).hexdigest()
-    if pretrained is not None:
-        weights_path = Path(where) / PRETRAINED_FILE
-        save_pretrained_layout(unwrap(model), pretrained, where)
-        digest = file_digest(weights_path)
     own = {
         "mask": {
             "keep": pack_bits(mask.keep),
@@ -190,26 +183,43 @@ def save_pruned(
         "graph": graph.fingerprint(),
         "attention": graph.attention,
         **({} if graph.min_keep.all() else {"depth": True}),
-        "weights": {"file": weights_path.name, "sha256": digest},
     }
-    record = make_record(recipe_path, info, own)
+    write_network(where, unwrap(model), info, own, pretrained)
+
+
+def write_network(
+    where: Path | str, model: nn.Module, info: PrunedInfo, own: Mapping[str, Any], pretrained: Any
+) -> None:
+    """Write a network's weights, then its recipe.
+
+    Args:
+        where: see ``save_pruned``.
+        model: the network.
+        info: how the dense network is made.
+        own: what its kind of mask adds to the recipe.
+        pretrained: see ``save_pruned``.
+
+    Raises:
+        ArtefactError: a file cannot be written, the example inputs are too large to read back, or
+            ``info`` or the network's state holds what a file cannot.
+    """
+    recipe_path, weights_path = artefact_paths(where)
     if pretrained is None:
-        write_bytes(weights_path, weights)
+        content = to_safetensors(state_tensors(model))
+        digest = hashlib.sha256(content).hexdigest()
+    else:
+        weights_path = Path(where) / PRETRAINED_FILE
+        save_pretrained_layout(model, pretrained, where)
+        digest = file_digest(weights_path)
+    written = {**own, "weights": {"file": weights_path.name, "sha256": digest}}
+    record = _record(recipe_path, info, written)
+    if pretrained is None:
+        write_bytes(weights_path, content)
     write_json(recipe_path, record)
 
 
-def make_record(path: Path, info: PrunedInfo, own: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what a recipe holds, its checksum too.
-
-    Args:
-        path: where it will be written, for messages.
-        info: how the dense network is made.
-        own: what its kind of mask adds.
-
-    Raises:
-        ArtefactError: the example inputs are too large to read back, or ``info`` holds what is no
-            JSON value.
-    """
+def _record(path: Path, info: PrunedInfo, own: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a recipe holds, its checksum too."""
     if math.prod(info.example_shape) > MAX_INPUTS:
         msg = (
             f"example inputs of shape {tuple(info.example_shape)} hold more than {MAX_INPUTS:,} "

@@ -27,7 +27,6 @@ from prunegraph.runs.folder import RunFolder
 from prunegraph.runs.options.config import PruneConfig, PruningOptions, SearchOptions
 from prunegraph.runs.options.fields import with_options
 from prunegraph.runs.options.methods import check_named, options_of
-from prunegraph.runs.options.tasks import TaskOptions
 from prunegraph.runs.parallel.jobs import Batch, Jobs, Workplace
 from prunegraph.runs.plan import (
     Plan,
@@ -74,13 +73,17 @@ def method_of(options: PruningOptions, name: str) -> Method:
     if applied is not None and name == policy_row(applied):
         policy: Method = load("agent.method:AppliedPolicy")(applied, label=applied.name)
         return policy
-    given = options.method_options if isinstance(options, TaskOptions) else ()
-    method, own = make_method(name), options_of(given, name)
+    method, own = make_method(name), options_of(options.method_options, name)
     if isinstance(options, PruneConfig) and name in beside(options):  # of the same recipe
         fields = vars(method).keys()
-        others = options_of(given, options.method)
+        others = options_of(options.method_options, options.method)
         own = {field: value for field, value in others.items() if field in fields} | own
     return with_options(method, own)
+
+
+def networks_of(options: PruningOptions) -> int:
+    """Return how many networks a search may run; 0 for a command that does not search."""
+    return options.networks if isinstance(options, SearchOptions) else 0
 
 
 def check_names(names: Sequence[str]) -> None:
@@ -91,11 +94,11 @@ def check_names(names: Sequence[str]) -> None:
         raise unknown_method(unknown[0], valid)
 
 
-def check_methods(plan: Plan, contexts: Sequence[RunContext], networks: int) -> None:
+def check_methods(plan: Plan, contexts: Sequence[RunContext]) -> None:
     """Raise an error if a method cannot serve a network, the budget or so many networks."""
     options = contexts[0].options
-    if isinstance(options, TaskOptions):
-        check_named(options.method_options, plan.methods)
+    networks = networks_of(options)
+    check_named(options.method_options, plan.methods)
     problems = [each.measures.untimed_problem(each.budget, networks) for each in contexts]
     for name in plan.methods:
         method: Any = method_of(options, name)
@@ -107,27 +110,25 @@ def check_methods(plan: Plan, contexts: Sequence[RunContext], networks: int) -> 
             method.check(problem)
 
 
-def choose_masks(
-    plan: Plan, jobs: Jobs, stores: Sequence[CandidateStore], networks: int, console: Console
-) -> None:
+def choose_masks(plan: Plan, jobs: Jobs, stores: Sequence[CandidateStore]) -> None:
     """Let the methods choose their masks; those that the stores have are not asked again.
 
     Args:
         plan: which methods and seeds.
         jobs: runs them.
         stores: where each network's candidates are kept.
-        networks: that each of them may run.
-        console: where it is said which optional rows are missing.
     """
-    folder = jobs.place.folders[0]
+    folder, console = jobs.place.folders[0], jobs.place.console
+    networks = networks_of(jobs.place.contexts[0].options)
     every = tuple(range(len(stores)))
-    alone = [(name, seed) for name, seed in plan.choices() if not is_family(name)]
-    planned = [((number,), *choice) for number in every for choice in alone]
-    planned.sort(key=lambda item: not searches(item[1]))  # the long ones first
-    families: dict[str, list[tuple[Any, ...]]] = {}
+    planned: dict[str, list[tuple[Any, ...]]] = {"methods": []}
     for name, seed in plan.choices():
         if is_family(name):
-            families.setdefault(name, []).append((every, name, seed))
+            planned.setdefault(f"searches of the {name}", []).append((every, name, seed))
+        else:
+            planned["methods"] += [((number,), name, seed) for number in every]
+    others = planned.pop("methods")
+    others.sort(key=lambda item: not searches(item[1]))  # the long ones first
 
     def missing(numbers: tuple[int, ...], name: str, seed: int) -> bool:
         unknown = any(stores[number].get(name, seed) is None for number in numbers)
@@ -155,8 +156,8 @@ def choose_masks(
             searches=family,
         )
 
-    searching = [batch(f"searches of the {n}", items, family=True) for n, items in families.items()]
-    jobs.run(*searching, batch("methods", planned, family=False))
+    searching = [batch(label, items, family=True) for label, items in planned.items()]
+    jobs.run(*searching, batch("methods", others, family=False))
 
 
 def choose_job(
@@ -172,9 +173,7 @@ def choose_job(
         optional: a baseline that cannot meet the budget chooses nothing.
     """
     context, folder = place.contexts[numbers[0]], place.folders[numbers[0]]
-    method = method_of(context.options, name)
-    options = context.options
-    networks = options.networks if isinstance(options, SearchOptions) else 0
+    method, networks = method_of(context.options, name), networks_of(context.options)
     if is_family(name):
         return _search(place, method, networks, seed)
     try:

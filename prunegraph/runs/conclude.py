@@ -81,12 +81,12 @@ def conclude(
         **outcome.details,
     }
     shapes: dict[str, tuple[str, Any]] = {
-        "layer_errors": (RunFolder.ERRORS, dict[str, float]),
-        "selection": (RunFolder.SELECTION, dict[str, Any]),
-        "groups": (RunFolder.GROUPS, GROUP),
+        "layer_errors": ("errors", dict[str, float]),
+        "selection": ("selection", dict[str, Any]),
+        "groups": ("groups", GROUP),
     }
-    for name, (file, shape) in shapes.items():
-        if told := told_of(outcome.candidates, file, shape):
+    for name, (part, shape) in shapes.items():
+        if told := told_of(outcome.candidates, RunFolder.TOLD[part], shape):
             content[name] = told
     if isinstance(chosen, ChannelMask):
         model, inputs = target.as_loaded(), target.example_inputs

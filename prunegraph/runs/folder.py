@@ -58,13 +58,8 @@ class RunFolder:
     DENSE_FINETUNED: ClassVar[str] = "dense_finetuned"
     CELLS: ClassVar[str] = "cells"
     CHOSEN: ClassVar[str] = "chosen"
-    ERRORS: ClassVar[str] = "errors.json"
-    SELECTION: ClassVar[str] = "selection.json"
-    GROUPS: ClassVar[str] = "groups.json"
     TOLD: ClassVar[Mapping[str, str]] = {
-        "errors": ERRORS,
-        "selection": SELECTION,
-        "groups": GROUPS,
+        part: f"{part}.json" for part in ("errors", "selection", "groups")
     }
     ACCURACY: ClassVar[str] = "accuracy.json"
     PLOTS: ClassVar[str] = "plots"

@@ -1,6 +1,5 @@
 """``prunegraph inspect``: what can be pruned, what it costs, what is frozen and why."""
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -8,6 +7,7 @@ import torch
 from rich.markup import escape
 from rich.table import Table
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
 from prunegraph.artefacts.masked import MaskedNetwork
 from prunegraph.core.budget import Budget
@@ -17,7 +17,7 @@ from prunegraph.core.extras import Late
 from prunegraph.core.masks import ChannelMask, Float64Array
 from prunegraph.core.user_code import HF_PREFIX, is_factory
 from prunegraph.data import load_dataset
-from prunegraph.graph import StructureGraph, unwrap
+from prunegraph.graph import ExampleInputs, StructureGraph, unwrap
 from prunegraph.graph.costs.latency import smallest_mask
 from prunegraph.graph.costs.macs import PARAMS
 from prunegraph.models import build_model, load, load_weights, weights_info
@@ -27,7 +27,6 @@ from prunegraph.runs.options.tools import InspectConfig
 from prunegraph.runs.parallel.machine import resolve_device
 from prunegraph.runs.prepare import (
     DEFAULT_ARCH,
-    check_network,
     custom_dataset,
     named_dataset,
     resolve_arch,
@@ -56,32 +55,17 @@ MOST_ROWS = 25
 """Groups that are shown without ``--all``."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Inspected:
-    """What is shown.
-
-    Attributes:
-        arch: the network's name.
-        graph: its structure.
-        mask: what a run kept of it; None without a run.
-    """
-
-    arch: str
-    graph: StructureGraph
-    mask: ChannelMask | None = None
-
-
 def run_inspect(config: InspectConfig, console: Console) -> dict[str, Any]:
     """Analyse a network, print and draw what was found, return it as ``--json`` prints it."""
+    mask: ChannelMask | None = None
     if config.run is None:
-        inspected = _analyse(config)
+        arch, graph = _analyse(config)
     else:
         saved = read_run(config.run, config.arch)
         if isinstance(saved, MaskedNetwork):
             return _show_zeros(saved, console)
-        inspected = Inspected(arch=saved.info.arch, graph=saved.graph, mask=saved.mask)
-    graph, mask = inspected.graph, inspected.mask
-    content = {"arch": inspected.arch, **graph.to_json()}
+        arch, graph, mask = saved.info.arch, saved.graph, saved.mask
+    content = {"arch": arch, **graph.to_json()}
     if mask is not None:
         cost = graph.cost(mask)
         widths = graph.group_widths(mask)
@@ -94,37 +78,35 @@ def run_inspect(config: InspectConfig, console: Console) -> dict[str, Any]:
     return content
 
 
-def _analyse(config: InspectConfig) -> Inspected:
-    """Build the network that the options name and analyse it."""
+def _analyse(config: InspectConfig) -> tuple[str, StructureGraph]:
+    """Build the network that the options name and analyse it; return its name too."""
+    device = resolve_device(config.device)
     images = (config.weights, config.dataset, config.image_size, config.num_classes)
-    if (config.arch or "").startswith(HF_PREFIX) and not any(images):
-        return _analyse_pretrained(config)
+    name = config.arch or ""
+    model: nn.Module
+    inputs: ExampleInputs
+    if name.startswith(HF_PREFIX) and not any(images):
+        model = load(name)
+        inputs = example_of(model)
+    else:
+        name, model, inputs = _classifier(config)
+    inputs = tree_map(lambda value: value.to(device), inputs)
+    graph = structure_of(name, model.to(device).eval(), inputs, config)
+    assert graph is not None  # without a budget
+    return name, graph
+
+
+def _classifier(config: InspectConfig) -> tuple[str, nn.Module, Tensor]:
+    """Return a classifier of images, its name, and an image for it."""
     info = weights_info(config.weights) if config.weights else None
     arch = resolve_arch(config.arch, config.weights, info)
     dataset = named_dataset(config.dataset, config.weights, info)
     image_shape, num_classes = _input_of(config, arch, dataset, trained_size(config, info))
-    device = resolve_device(config.device)
     model = unwrap(build_model(arch, num_classes=num_classes, image_shape=image_shape))
     if config.weights is not None:
         load_weights(model, config.weights)
     generator = torch.Generator().manual_seed(config.seed)
-    example: Tensor = torch.randn(1, *image_shape, generator=generator)
-    graph = structure_of(model.to(device).eval(), example.to(device), config)
-    assert graph is not None  # without a budget
-    check_network(arch, graph)
-    return Inspected(arch=arch, graph=graph)
-
-
-def _analyse_pretrained(config: InspectConfig) -> Inspected:
-    """Load a network of transformers and analyse it on inputs of its own kind."""
-    assert config.arch is not None
-    device = resolve_device(config.device)
-    model = load(config.arch).to(device)
-    inputs = {name: value.to(device) for name, value in example_of(model).items()}
-    graph = structure_of(model, inputs, config)
-    assert graph is not None  # without a budget
-    check_network(config.arch, graph)
-    return Inspected(arch=config.arch, graph=graph)
+    return arch, model, torch.randn(1, *image_shape, generator=generator)
 
 
 def example_of(model: nn.Module) -> dict[str, Tensor]:

@@ -1,24 +1,22 @@
 """The rows of a report. Accuracies are kept on disk: an interrupted run measures none twice."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from prunegraph.core.budget import Budget
 from prunegraph.core.console import Console
 from prunegraph.core.files import write_json
 from prunegraph.core.masks import ChannelMask
 from prunegraph.core.reading import checked, read_json
-from prunegraph.graph import StructureGraph
 from prunegraph.runs.context import Mask, RunContext
 from prunegraph.runs.finetune import finetuned_accuracy
 from prunegraph.runs.folder import RunFolder
 from prunegraph.runs.plan import Finetune
 from prunegraph.runs.report.report import machine
-from prunegraph.runs.report.verdict import DENSE, MethodRow
+from prunegraph.runs.report.verdict import DENSE, Chosen, MethodRow
 from prunegraph.runs.store import Candidate, CandidateStore
 
 CONTENT = {"machine": dict[str, Any], "search": dict[str, float], "test": dict[str, float]}
@@ -122,7 +120,7 @@ def measure_rows(
             rows.append(_finetuned_row(measured, cell))
             report(len(rows), cell.name)
         for item in untuned:
-            rows.append(candidate_row(measured, item))
+            rows.append(_row(measured, item, item.mask, {"test_accuracy_finetuned": None}))
             report(len(rows), item.name)
     return rows
 
@@ -132,55 +130,31 @@ def _finetuned_row(measured: Measured, cell: Finetune) -> MethodRow:
     if context.trains and cell.folder is not None:
         where = measured.folder.file(cell.folder)
         finetuned = finetuned_accuracy(context, where, cell.mask, fresh=measured.fresh)
-    if cell.candidate is None:
-        return dense_row(measured, finetuned, cell)
-    return candidate_row(measured, cell.candidate, finetuned=finetuned, cell=cell)
-
-
-def candidate_row(
-    measured: Measured,
-    candidate: Candidate,
-    *,
-    finetuned: float | None = None,
-    cell: Finetune | None = None,
-) -> MethodRow:
-    """Return a candidate's row, its recalibrated network measured on search and test samples.
-
-    All rows are measured in this process: the last digits depend on the number of threads.
-    """
-    return MethodRow(
-        name=candidate.name,
-        role=candidate.role,
-        searches=candidate.searches,
-        beginning=candidate.beginning,
-        seed=candidate.seed,
-        search_accuracy=measured.search(candidate.mask),
-        test_accuracy_recalibrated=measured.test(candidate.mask),
-        test_accuracy_finetuned=finetuned,
-        networks_evaluated=candidate.networks_evaluated,
-        finetune_seed=None if cell is None else cell.seed,
-        cell=None if cell is None else cell.folder,
-        seconds=round(candidate.seconds, 1) if candidate.seconds else None,
-        bytes_up=candidate.bytes_up,
-        bytes_down=candidate.bytes_down,
-        **mask_figures(measured.context, candidate.mask),
-    )
-
-
-def dense_row(measured: Measured, finetuned: float | None, cell: Finetune) -> MethodRow:
-    """Return a row of the dense control."""
-    return MethodRow(
+    dense = Chosen(
         name=DENSE,
         role="control",
         searches=False,
         seed=cell.seed,
-        search_accuracy=measured.search(None),
-        test_accuracy_recalibrated=measured.test(None),
-        test_accuracy_finetuned=finetuned,
         networks_evaluated=0,
-        finetune_seed=cell.seed,
-        cell=cell.folder,
-        **mask_figures(measured.context, None),
+        search_accuracy=0.0,  # measured below
+    )
+    tuned = {"test_accuracy_finetuned": finetuned, "finetune_seed": cell.seed, "cell": cell.folder}
+    return _row(measured, cell.candidate or dense, cell.mask, tuned)
+
+
+def _row(
+    measured: Measured, chosen: Chosen, mask: Mask | None, tuned: Mapping[str, Any]
+) -> MethodRow:
+    """Return a row, its recalibrated network measured on search and test samples.
+
+    All rows are measured in this process: the last digits depend on the number of threads.
+    """
+    seconds = round(chosen.seconds, 1) if chosen.seconds else None
+    return MethodRow(
+        **chosen.told() | {"search_accuracy": measured.search(mask), "seconds": seconds},
+        test_accuracy_recalibrated=measured.test(mask),
+        **tuned,
+        **mask_figures(measured.context, mask),
     )
 
 
@@ -193,7 +167,8 @@ def mask_figures(context: RunContext, mask: Mask | None) -> dict[str, Any]:
     cost, memory, sparsity = target.cost, None, None
     if isinstance(bits, ChannelMask):
         cost = target.graph.cost(bits)
-        memory = limited_memory(target.graph, bits, context.budget)
+        limited = context.budget.max_memory is not None
+        memory = target.graph.peak_memory(bits) if limited else None
     else:
         sparsity = bits.sparsity
     return {
@@ -203,8 +178,3 @@ def mask_figures(context: RunContext, mask: Mask | None) -> dict[str, Any]:
         "memory": memory,
         "sparsity": sparsity,
     }
-
-
-def limited_memory(graph: StructureGraph, mask: ChannelMask, budget: Budget) -> int | None:
-    """Return the peak memory of a pruned network in bytes; None where the budget limits none."""
-    return None if budget.max_memory is None else graph.peak_memory(mask)

@@ -27,11 +27,13 @@ from prunegraph.runs.report.verdict import (
     PRIOR,
     SAMPLER,
     Metric,
+    best_baseline,
     is_agent,
     is_baseline,
     is_control,
+    ranked,
 )
-from prunegraph.runs.store import Candidate, best_rival, choose, ranked
+from prunegraph.runs.store import Candidate, choose
 from prunegraph.runs.target import Target
 
 USUAL_SEARCHES = ("cem", "random_search")
@@ -310,7 +312,7 @@ def compared(
     than all of them. Methods of single weights are all fine-tuned.
     """
     seeds = _seeds(config.seed, config.seeds)
-    best = best_rival(candidates)
+    best = best_baseline(candidates)
     if config.finetune_best:
         candidates = [item for item in candidates if is_agent(item) or item.name == best]
     names = _searched(candidates) | _chosen_heuristics(candidates)

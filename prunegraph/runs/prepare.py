@@ -175,6 +175,7 @@ def build_network(arch: str, dataset: Dataset, seed: int) -> nn.Module:
 
 
 def structure_of(
+    arch: str,
     model: nn.Module,
     example_inputs: ExampleInputs,
     config: StructureConfig,
@@ -187,13 +188,14 @@ def structure_of(
     Raises:
         ConfigError: the options ask for channels that stay, and the budget is of single weights;
             or they name modules that there are not.
+        ModelError: no channel of the network can be removed.
     """
     if budget is not None and budget.kind == "weights":
         if config.exclude or config.keep_at_least:
             msg = "--exclude and --keep-at-least are of channels, and single weights go: drop them"
             raise ConfigError(msg)
         return None
-    return prunable_structure(
+    graph = prunable_structure(
         model,
         example_inputs,
         budget,
@@ -201,6 +203,8 @@ def structure_of(
         exclude=config.exclude,
         keep_at_least=config.least_shares(),
     )
+    check_network(arch, graph)
+    return graph
 
 
 def prunable_structure(

@@ -138,8 +138,7 @@ def _pretrain(
         name=f"{parameter_digest(model)}, never mirrored" if config.no_flip else None,
     )
     figures: dict[str, Any] = {
-        "trained_on": _trained_on(config),
-        TRAIN_IMAGES: _train_images(config, dataset),
+        **_known_images(config, dataset),
         **asked,
         "losses": [round(loss, 4) for loss in trained.losses],
         "search_accuracy": evaluate(model, dataset.search).accuracy,
@@ -191,20 +190,17 @@ def _asked(config: PretrainConfig, dataset: Dataset) -> dict[str, Any]:
     }
 
 
-def _trained_on(config: PretrainConfig) -> str:
-    """Return which images a network has seen."""
+def _known_images(config: PretrainConfig, dataset: Dataset) -> dict[str, str]:
+    """Return which images a network has seen, and their fingerprint: of the first, if others."""
+    split, own = "the train split", dataset.train.fingerprint()
     if config.weights is None:
-        return "the train split; the search split is unseen"
+        return {"trained_on": f"{split}; the search split is unseen", TRAIN_IMAGES: own}
     info = weights_info(config.weights)
-    before = None if info is None else info.extra.get("trained_on")
-    return str(before or "the train split; before that, images that nothing tells of")
-
-
-def _train_images(config: PretrainConfig, dataset: Dataset) -> str:
-    """Return the fingerprint of the images that a network has seen: the first ones, if others."""
-    info = None if config.weights is None else weights_info(config.weights)
-    known = None if info is None else info.extra.get(TRAIN_IMAGES)
-    return str(known or dataset.train.fingerprint())
+    before = {} if info is None else info.extra
+    untold = f"{split}; before that, images that nothing tells of"
+    found = {"trained_on": before.get("trained_on") or untold}
+    found[TRAIN_IMAGES] = before.get(TRAIN_IMAGES) or own
+    return {name: str(value) for name, value in found.items()}
 
 
 def make_subnets(
@@ -237,7 +233,7 @@ def _finished(
     if info is None or dataclasses.replace(info, extra={}) != dataclasses.replace(asked, extra={}):
         return None
     names = {*asked.extra, "no_flip", "image_size", "weights_before", "slimmable", "distill"}
-    images = _train_images(config, dataset)
+    images = _known_images(config, dataset)[TRAIN_IMAGES]
     same = all(info.extra.get(name) == asked.extra.get(name) for name in names)
     same = same and info.extra.get(TRAIN_IMAGES) == images
     if not same or not isinstance(info.extra.get("test_accuracy"), float):

@@ -14,7 +14,7 @@ from prunegraph.core.files import write_bytes
 from prunegraph.core.masks import ChannelMask
 from prunegraph.graph import unwrap
 from prunegraph.models import resized_network
-from prunegraph.runs.result import PruneResult
+from prunegraph.runs.result import PruneResult, compared
 
 CARD = "README.md"
 
@@ -95,18 +95,7 @@ def model_card(result: PruneResult, opened: str) -> str:
         opened: how the folder is opened.
     """
     report = result.report
-    rows = {
-        "parameters": "params",
-        "multiply-adds": "macs",
-        "bytes of activations": "peak_memory",
-        f"{report['score_name']} on the search split, before any fine-tune": "score",
-        "share of zeros": "sparsity",
-    }
-    told = [
-        f"| {words} | {_cell(report['dense'].get(key))} | {_cell(report['pruned'].get(key))} |"
-        for words, key in rows.items()
-        if key in report["pruned"]
-    ]
+    told = [f"| {' | '.join(row)} |" for row in compared(report)]
     budget = ", ".join(f"{name}={value}" for name, value in report["budget"].items())
     widths = sorted(set(report["pruned"].get("widths", {}).items()))
     kept = "\n".join(f"- `{name}`: {width}" for name, width in widths)
@@ -118,12 +107,13 @@ tags:
 ---
 # {result.task.name}, pruned
 
-| | dense | pruned |
-|---|--:|--:|
+| | dense | pruned | left |
+|---|--:|--:|--:|
 {chr(10).join(told)}
 
 Made by prunegraph: method `{report["method"]}`,
 `Budget({budget})`, {report["networks_evaluated"]} networks run on the way.
+The scores are those before any fine-tune.
 
 ## Opening it
 
@@ -133,9 +123,3 @@ Made by prunegraph: method `{report["method"]}`,
 
 {kept or "Single weights became zero; all layers have their widths."}
 """
-
-
-def _cell(value: Any) -> str:
-    if value is None:
-        return ""
-    return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"

@@ -96,11 +96,7 @@ def check_run(plan: Plan, config: RunConfig, targets: Sequence[Target]) -> None:
         load_ray()
     for target in targets:
         check_trainable(target, config)
-    check_methods(plan, contexts, _networks(config))
-
-
-def _networks(config: RunConfig) -> int:
-    return config.networks if isinstance(config, SearchOptions) else 0
+    check_methods(plan, contexts)
 
 
 def member_folders(folder: RunFolder, targets: Sequence[Target]) -> list[RunFolder]:
@@ -119,7 +115,7 @@ def choose(plan: Plan, config: RunConfig, jobs: Jobs) -> list[Outcome]:
         CandidateStore(folder.checkpoint(folder.CANDIDATES), context.target.structure)
         for folder, context in zip(place.folders, place.contexts, strict=True)
     ]
-    choose_masks(plan, jobs, stores, _networks(config), place.console)
+    choose_masks(plan, jobs, stores)
     told: dict[str, Any] = {}
     if plan.searched:
         told = searched(place, stores, plan.seeds)

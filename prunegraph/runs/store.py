@@ -1,10 +1,9 @@
 """The masks that methods chose, kept on disk so that an interrupted run need not choose again."""
 
-import statistics
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, get_type_hints
 
 from prunegraph.artefacts.masked import StoredMask
 from prunegraph.artefacts.pruned import StoredChannels
@@ -13,56 +12,23 @@ from prunegraph.core.files import write_json
 from prunegraph.core.masks import ChannelMask, pack_bits, unpack_bits
 from prunegraph.core.reading import checked, read_json
 from prunegraph.graph import StructureGraph
-from prunegraph.methods.method import Role
 from prunegraph.runs.context import Mask
 from prunegraph.runs.folder import RunFolder
-from prunegraph.runs.report.verdict import is_agent, is_rival
+from prunegraph.runs.report.verdict import Chosen, best_baseline, is_agent
 
-CANDIDATE = {
-    "name": str,
-    "role": str,
-    "searches": bool,
-    "beginning": bool,
-    "seed": int,
-    "mask": Any,
-    "networks_evaluated": int,
-    "search_accuracy": float,
-    "seconds": float,
-    "bytes_up": int | None,
-    "bytes_down": int | None,
-}
+CANDIDATE = {**get_type_hints(Chosen), "mask": Any}
 """What is kept of a candidate."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class Candidate:
+class Candidate(Chosen):
     """A mask that a method chose.
 
     Attributes:
-        name: the method.
-        role: what the method says of itself.
-        searches: whether it runs as many networks as it may.
-        seed: its search seed; the run's for one that depends on neither images nor chance.
         mask: the mask; one of single weights lies on disk with its network.
-        networks_evaluated: pruned networks that the method ran.
-        search_accuracy: on the whole search split, after recalibration.
-        seconds: wall time of the choice.
-        beginning: whether it is what the agent's search began with.
-        bytes_up: bytes that the clients of a federation sent; None without a federation.
-        bytes_down: bytes that its server sent.
     """
 
-    name: str
-    role: Role
-    searches: bool
-    seed: int
     mask: Mask
-    networks_evaluated: int
-    search_accuracy: float
-    seconds: float = 0.0
-    beginning: bool = False
-    bytes_up: int | None = None
-    bytes_down: int | None = None
 
     @property
     def channels(self) -> ChannelMask:
@@ -110,29 +76,8 @@ class CandidateStore:
 
     def _read(self, record: dict[str, Any]) -> Candidate:
         record = checked(record, CANDIDATE, str(self._path))
-        if record["role"] not in get_args(Role):
-            msg = f"{self._path} is damaged: no method has the role {record['role']!r}"
-            raise ArtefactError(msg)
-        mask = _from_json(record.pop("mask"), self._graph, self._path.parents[1], self._path)
-        return Candidate(mask=mask, **{name: record[name] for name in CANDIDATE if name != "mask"})
-
-
-def ranked(candidates: Sequence[Candidate], names: Collection[str]) -> list[str]:
-    """Return those of the methods that chose masks, the best mean search accuracy first."""
-    found: dict[str, list[float]] = {}
-    for item in candidates:
-        if item.name in names:
-            found.setdefault(item.name, []).append(item.search_accuracy)
-    return sorted(found, key=lambda name: (-statistics.mean(found[name]), name))
-
-
-def best_rival(candidates: Sequence[Candidate]) -> str | None:
-    """Return what the agent must beat: the best search accuracy, on average over its searches.
-
-    Of a baseline, or of the policy that the search began with, as in the verdict.
-    """
-    rivals = {item.name for item in candidates if is_rival(item)}
-    return next(iter(ranked(candidates, rivals)), None)
+        mask = _from_json(record["mask"], self._graph, self._path.parents[1], self._path)
+        return Candidate(**{name: record[name] for name in CANDIDATE} | {"mask": mask})
 
 
 def choose(candidates: Sequence[Candidate]) -> Candidate:
@@ -143,7 +88,7 @@ def choose(candidates: Sequence[Candidate]) -> Candidate:
     """
     own = [item for item in candidates if is_agent(item)]
     if not own:
-        best = best_rival(candidates)
+        best = best_baseline(candidates)
         own = [item for item in candidates if best is None or item.name == best]
     return max(own, key=lambda item: (item.search_accuracy, -item.seed))
 

@@ -420,7 +420,7 @@ def test_it_is_measured_in_the_precision_of_the_run(
             seen.append(torch.is_autocast_enabled("cpu"))
         return []
 
-    monkeypatch.setattr(verify, "_measure_again", watch)
+    monkeypatch.setattr(verify, "_check_member", watch)
     assert main(["verify", str(copied), "--threads", "1"]) == 0
     assert seen == [wanted]
 

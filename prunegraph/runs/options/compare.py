@@ -15,11 +15,10 @@ from prunegraph.runs.options.config import (
     TrainConfig,
 )
 from prunegraph.runs.options.help import HIDDEN, Section
-from prunegraph.runs.options.tasks import TaskOptions
 
 
 @dataclass(frozen=True, kw_only=True)
-class CompareConfig(SearchOptions, TaskOptions, PruningOptions, NetworkConfig):
+class CompareConfig(SearchOptions, PruningOptions, NetworkConfig):
     """Compare the agent with every baseline at the same budget, in two stages.
 
     Stage 1 reconstructs and recalibrates every row. Stage 2 fine-tunes eight rows, chosen on the
@@ -45,10 +44,7 @@ class CompareConfig(SearchOptions, TaskOptions, PruningOptions, NetworkConfig):
     out: Annotated[Path | None, Section("what")] = None
 
     def __post_init__(self) -> None:
-        NetworkConfig.__post_init__(self)
-        PruningOptions.check(self)
-        SearchOptions.check(self)
-        self.check_task()
+        super().__post_init__()
         if not self.methods and self.no_agent:
             msg = (
                 "methods names none and --no-agent leaves the agent out: nothing is left to compare"

@@ -188,16 +188,13 @@ class NetworksConfig(StructureConfig):
     def network_configs(self) -> tuple[NetworkConfig, ...]:
         """Return the options of each network alone."""
         count = max(len(self.arch), len(self.weights), 1)
-        kind = TaskNetworkConfig if isinstance(self, TaskOptions) else NetworkConfig
-        names = {field.name for field in dataclasses.fields(kind)} - {"arch", "weights"}
-        shared = {name: getattr(self, name) for name in names}
+        names = {field.name for field in dataclasses.fields(TaskNetworkConfig)}
+        shared = {name: getattr(self, name) for name in names - {"arch", "weights"}}
         return tuple(
-            kind(
-                **shared,
-                arch=self.arch[position] if self.arch else None,
-                weights=self.weights[position] if self.weights else None,
+            TaskNetworkConfig(**shared, arch=arch, weights=weights)
+            for arch, weights in zip(
+                self.arch or [None] * count, self.weights or [None] * count, strict=True
             )
-            for position in range(count)
         )
 
 
@@ -211,6 +208,9 @@ class BudgetOptions:
         max_memory: at most this many bytes of activations are alive at once, for one image.
         max_latency: at most this many milliseconds a forward of one image, on this device: apply
             measures it (fastest of 50, 5 % for noise), others predict it from timed layers.
+        sparsity: this share of the weights becomes zero, for methods of single weights.
+        pattern: where the zeros lie: n:m, as 2:4, keeps n of each m weights in a row; columns:
+            whole inputs of layers; default: anywhere.
     """
 
     section: ClassVar[str] = "budget"
@@ -218,11 +218,13 @@ class BudgetOptions:
     keep_params: float | None = None
     max_memory: int | None = None
     max_latency: float | None = None
+    sparsity: float | None = None
+    pattern: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
-class PruningOptions(BudgetOptions):
-    """How small, in which widths, and how to fine-tune.
+class PruningOptions(BudgetOptions, TaskOptions, CommonConfig):
+    """For what, how small, in which widths, and how to fine-tune.
 
     Attributes:
         round_to: keep a multiple of this many channels (8, 16) in every group, within the budget.
@@ -268,15 +270,15 @@ class PruningOptions(BudgetOptions):
         """Return what may remain; half of the multiply-adds if nothing is asked."""
         names = [each.name for each in dataclasses.fields(BudgetOptions)]
         asked = {name: getattr(self, name) for name in names}
-        if isinstance(self, TaskOptions):
-            asked |= {"sparsity": self.sparsity, "pattern": self.pattern}
         if all(value is None for value in asked.values()):
             asked["keep_macs"] = DEFAULT_KEEP_MACS
         return Budget(**asked, round_to=self.round_to, uniform=self.uniform, depth=self.depth)
 
-    def check(self) -> None:
-        """Raise ConfigError or BudgetError for a value out of range."""
+    def __post_init__(self) -> None:
+        super().__post_init__()
         kind = self.budget().kind
+        check_at_least("calibration_tokens", self.calibration_tokens, 1)
+        check_at_least("window", self.window, 2)
         check_at_least("finetune_epochs", self.finetune_epochs, 0)
         check_at_least("finetune_lora", self.finetune_lora, 1)
         if self.finetune_lora is not None and kind == "weights":
@@ -290,7 +292,7 @@ class PruningOptions(BudgetOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SearchOptions:
+class SearchOptions(CommonConfig):
     """How the agent searches.
 
     Attributes:
@@ -311,8 +313,8 @@ class SearchOptions:
     ray: Annotated[str | None, Section("machine"), HIDDEN] = None
     agent: AgentOptions = field(default_factory=AgentOptions)
 
-    def check(self) -> None:
-        """Raise ConfigError or BudgetError for a value out of range."""
+    def __post_init__(self) -> None:
+        super().__post_init__()
         for share in self.budgets:
             Budget(keep_macs=share)
         if len(set(self.budgets)) < len(self.budgets):
@@ -366,7 +368,7 @@ class PretrainConfig(DataConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainConfig(SearchOptions, TaskOptions, PruningOptions, NetworksConfig):
+class TrainConfig(SearchOptions, PruningOptions, NetworksConfig):
     """Train the agent, prune with it, fine-tune, compare with the baselines, report.
 
     Several networks train one policy. A catalogue trains a policy alone: no network is pruned.
@@ -391,11 +393,8 @@ class TrainConfig(SearchOptions, TaskOptions, PruningOptions, NetworksConfig):
     out: Path | None = None
 
     def __post_init__(self) -> None:
-        NetworksConfig.__post_init__(self)
-        PruningOptions.check(self)
-        SearchOptions.check(self)
+        super().__post_init__()
         check_at_least("search_seeds", self.search_seeds, 1)
-        self.check_task()
         asked = self.arch or self.weights or self.task != IMAGES
         if self.catalogue and (asked or self.budget() != Budget(keep_macs=DEFAULT_KEEP_MACS)):
             msg = "--catalogue takes --budgets: leave --arch, --weights, --task, other limits away"
@@ -403,7 +402,7 @@ class TrainConfig(SearchOptions, TaskOptions, PruningOptions, NetworksConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class PruneConfig(SearchOptions, TaskOptions, PruningOptions, NetworkConfig):
+class PruneConfig(SearchOptions, PruningOptions, NetworkConfig):
     """Prune a network with one method, fine-tune it, report.
 
     Attributes:
@@ -418,15 +417,9 @@ class PruneConfig(SearchOptions, TaskOptions, PruningOptions, NetworkConfig):
     method: Annotated[str, tyro.conf.Positional]
     out: Path | None = None
 
-    def __post_init__(self) -> None:
-        NetworkConfig.__post_init__(self)
-        PruningOptions.check(self)
-        SearchOptions.check(self)
-        self.check_task()
-
 
 @dataclass(frozen=True, kw_only=True)
-class ApplyConfig(TaskOptions, PruningOptions, NetworkConfig):
+class ApplyConfig(PruningOptions, NetworkConfig):
     """Prune a network with a trained policy, without a search.
 
     Attributes:
@@ -443,8 +436,3 @@ class ApplyConfig(TaskOptions, PruningOptions, NetworkConfig):
     sparsity: Annotated[float | None, HIDDEN] = None  # refused: channels are chosen
     pattern: Annotated[str | None, HIDDEN] = None
     out: Path | None = None
-
-    def __post_init__(self) -> None:
-        NetworkConfig.__post_init__(self)
-        PruningOptions.check(self)
-        self.check_task()

@@ -6,7 +6,6 @@ from typing import Annotated, ClassVar
 
 import tyro
 
-from prunegraph.core.checks import check_at_least
 from prunegraph.runs.options.help import HIDDEN, Section
 
 DATASETS = "datasets:"
@@ -35,9 +34,6 @@ class TaskOptions:
         calibration_tokens: tokens that each seed draws of the calibration text; default: 16384.
         window: tokens of a window; default: 1024, at most what the network takes.
         languages: languages of the recordings that are used; default: all.
-        sparsity: this share of the weights becomes zero, for methods of single weights.
-        pattern: where the zeros lie: n:m, as 2:4, keeps n of each m weights in a row; columns:
-            whole inputs of layers; default: anywhere.
         method_options: METHOD.FIELD=VALUE of methods; on the command line --METHOD.FIELD VALUE.
     """
 
@@ -49,11 +45,4 @@ class TaskOptions:
     window: Annotated[int | None, HIDDEN] = None
     report_on: Annotated[str | None, HIDDEN] = None
     languages: Annotated[tuple[str, ...], HIDDEN] = ()
-    sparsity: Annotated[float | None, Section("budget")] = None
-    pattern: Annotated[str | None, Section("budget")] = None
     method_options: Annotated[tuple[str, ...], tyro.conf.Suppress] = ()
-
-    def check_task(self) -> None:
-        """Raise ConfigError for a value out of range."""
-        check_at_least("calibration_tokens", self.calibration_tokens, 1)
-        check_at_least("window", self.window, 2)

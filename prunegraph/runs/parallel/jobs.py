@@ -30,17 +30,13 @@ from prunegraph.runs.context import RunContext
 from prunegraph.runs.dense import ensure_dense
 from prunegraph.runs.folder import RunFolder
 from prunegraph.runs.options.compare import RunConfig
-from prunegraph.runs.options.config import (
-    NetworkConfig,
-    SearchOptions,
-    TrainConfig,
-)
+from prunegraph.runs.options.config import SearchOptions
 from prunegraph.runs.parallel.machine import default_threads, keep_freed_memory
 from prunegraph.runs.parallel.ray_pool import RayPool
 from prunegraph.runs.plan import applied_policy
 from prunegraph.runs.predicted_latency import with_prediction
 from prunegraph.runs.target import Target
-from prunegraph.runs.tasks.registry import load_target
+from prunegraph.runs.tasks.registry import load_target, network_configs
 from prunegraph.training.distributed import current_ranks
 
 Result = TypeVar("Result")
@@ -61,11 +57,6 @@ class Workplace:
     folders: Sequence[RunFolder]
     console: Console
     pool: Pool | None = None
-
-
-def network_configs(config: RunConfig) -> Sequence[NetworkConfig]:
-    """Return the options of each network alone."""
-    return config.network_configs() if isinstance(config, TrainConfig) else [config]
 
 
 def load_targets(config: RunConfig) -> list[Target]:

@@ -169,9 +169,14 @@ def page(
         plots: its figures.
     """
     content = findings.content
-    methods = method_cells(content)
-    return render(
-        RunFolder.PAGE,
+    environment = Environment(
+        loader=PackageLoader("prunegraph.runs.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template(RunFolder.PAGE).render(
         title=title(content),
         content=content,
         asked=", ".join(LIMITS[name].format(value) for name, value in content["budget"].items()),
@@ -182,7 +187,7 @@ def page(
         in_place=IN_PLACE,
         results=result_rows(content, weights_on_disk(folder, content)),
         columns=method_columns(content),
-        methods=methods,
+        methods=method_cells(content),
         own=sorted(custom_labels(content)),
         seed=custom_seed(content),
         unit=findings.unit,
@@ -196,31 +201,13 @@ def page(
         next_steps=next_steps(folder, content),
         command=command_line(config),
         plots=plots,
+        svgs={name: Markup(to_svg(plot, name)) for name, plot in plots.items()},
     )
 
 
 def is_judged(content: Mapping[str, Any]) -> bool:
     """Return whether a report has rows of the agent, of which a verdict tells."""
     return any(map(is_agent, read_rows(content)))
-
-
-def render(template: str, *, plots: Mapping[str, Plot], **values: Any) -> str:
-    """Return a page as HTML, all of its text escaped.
-
-    Args:
-        template: its name.
-        plots: its figures.
-        values: what else it shows.
-    """
-    environment = Environment(
-        loader=PackageLoader("prunegraph.runs.report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    svgs = {name: Markup(to_svg(plot, name)) for name, plot in plots.items()}
-    return environment.get_template(template).render(plots=plots, svgs=svgs, **values)
 
 
 def weights_on_disk(folder: RunFolder, content: Mapping[str, Any]) -> tuple[int, int] | None:

@@ -97,15 +97,12 @@ def write_report(
 def in_its_unit(content: Mapping[str, Any]) -> dict[str, Any]:
     """Return a report as files hold it: scores, in the task's own unit, in place of utilities."""
     unit = Unit.of(content)
-    rows = [unit.written(row) | {"score": unit.score(_last(row))} for row in content["methods"]]
+    rows = [
+        unit.written(row.to_json()) | {"score": unit.score(row.last)} for row in read_rows(content)
+    ]
     parts = {name: unit.written(content[name]) for name in ("dense", "pruned")}
     metric = unit.key(content["verdict_metric"])
     return {**content, **parts, "methods": rows, "verdict_metric": metric}
-
-
-def _last(row: Mapping[str, Any]) -> float:
-    tuned: float | None = row["test_accuracy_finetuned"]
-    return row["test_accuracy_recalibrated"] if tuned is None else tuned
 
 
 def _as_utilities(content: dict[str, Any], where: str) -> dict[str, Any]:

@@ -9,7 +9,15 @@ from rich.table import Table
 
 from prunegraph.core.budget import short
 from prunegraph.runs.report.report import read_rows
-from prunegraph.runs.report.verdict import ACCURACY, DENSE, MethodRow, Unit, column, pruned_rows
+from prunegraph.runs.report.verdict import (
+    ACCURACY,
+    DENSE,
+    MethodRow,
+    Unit,
+    column,
+    pruned_rows,
+    ranked,
+)
 
 IN_PLACE = (
     "PyTorch runs the network no faster for it; `prunegraph export --format sparse` writes it small"
@@ -164,14 +172,8 @@ def limits_in_words(budget: Mapping[str, Any]) -> str:
 
 def by_method(rows: Sequence[MethodRow]) -> list[tuple[str, list[MethodRow]]]:
     """Return the rows by method, in descending mean search accuracy, the dense control left out."""
-    groups: dict[str, list[MethodRow]] = {}
-    for row in rows:
-        if row.name != DENSE:
-            groups.setdefault(row.name, []).append(row)
-    return sorted(
-        groups.items(),
-        key=lambda item: (-float(np.mean(column(item[1], "search_accuracy"))), item[0]),
-    )
+    names = ranked(rows, {row.name for row in rows if row.name != DENSE})
+    return [(name, [row for row in rows if row.name == name]) for name in names]
 
 
 def percent(share: float, digits: int = 1) -> str:

@@ -4,9 +4,10 @@ The verdict is a function of a report's rows alone, so that ``verify`` can recom
 """
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, Literal, Protocol, Self
+import statistics
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Literal, Self
 
 import numpy as np
 
@@ -51,59 +52,73 @@ MIN_ROWS = 8
 
 
 @dataclass(frozen=True, kw_only=True)
-class MethodRow:
-    """One pruned network of one method and seed.
+class Chosen:
+    """What is told of a mask that a method chose, before any fine-tune.
 
     Attributes:
         name: the method.
         role: what it says of itself; of what the agent's search began with a control.
         searches: whether it runs as many networks as it may.
         seed: its search seed; the run's for a method that depends on neither images nor chance.
-        macs: multiply-adds of the pruned network.
-        params: parameters of the pruned network.
-        search_accuracy: on the search split, after recalibration.
-        test_accuracy_recalibrated: on the test split, after recalibration.
-        test_accuracy_finetuned: on the test split, after fine-tuning; None if it was not.
         networks_evaluated: pruned networks run to find the mask; of the agent's search of a family,
             on all of its networks.
+        search_accuracy: on the search split, after recalibration.
+        seconds: wall time of the choice, on as many threads as the method had, with what it was the
+            first to measure of the dense network; None where it was not taken.
+        beginning: whether it is what the agent's search began with, which it must beat.
+        bytes_up: bytes that the clients of a federation sent; None without a federation.
+        bytes_down: bytes that its server sent.
+    """
+
+    name: str
+    role: Role
+    searches: bool
+    seed: int
+    networks_evaluated: int
+    search_accuracy: float
+    seconds: float | None = None
+    beginning: bool = False
+    bytes_up: int | None = None
+    bytes_down: int | None = None
+
+    def told(self) -> dict[str, Any]:
+        """Return these values by name, without those of what is more than this."""
+        return {field.name: getattr(self, field.name) for field in fields(Chosen)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class MethodRow(Chosen):
+    """One pruned network of one method and seed.
+
+    Attributes:
+        macs: multiply-adds of the pruned network.
+        params: parameters of the pruned network.
+        test_accuracy_recalibrated: on the test split, after recalibration.
+        test_accuracy_finetuned: on the test split, after fine-tuning; None if it was not.
         digest: name of the mask.
         finetune_seed: seed of the fine-tune; None if there was none.
         cell: folder with the fine-tuned network, in the run folder; None if there is none.
         memory: bytes of activations alive at once; None where the budget does not limit them.
-        seconds: wall time of the choice of its mask, on as many threads as the method had, with
-            what it was the first to measure of the dense network; None where it was not taken.
-        beginning: whether it is what the agent's search began with, which it must beat.
         sparsity: share of the prunable weights that are zero; None where channels are cut out.
-        bytes_up: bytes that the clients of a federation sent; None without a federation.
-        bytes_down: bytes that its server sent.
 
     The accuracies are utilities, higher = better: of a task whose score is no accuracy the score
     itself, of an error minus the error. ``report.json`` holds scores in the task's own unit.
     """
 
-    name: str
-    seed: int
     macs: int
     params: int
-    search_accuracy: float
     test_accuracy_recalibrated: float
     test_accuracy_finetuned: float | None
-    networks_evaluated: int
     digest: str
-    role: Role
-    searches: bool
     finetune_seed: int | None = None
     cell: str | None = None
     memory: int | None = None
-    seconds: float | None = None
-    beginning: bool = False
     sparsity: float | None = None
-    bytes_up: int | None = None
-    bytes_down: int | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """Return the row as plain values."""
-        return asdict(self)
+        """Return the row as plain values, those first by which people look it up."""
+        first = ("name", "seed", "macs", "params", *ACCURACIES, "networks_evaluated")
+        return {name: getattr(self, name) for name in first} | asdict(self)
 
     @property
     def last(self) -> float:
@@ -200,41 +215,27 @@ DENSE_ACCURACIES = ("test_accuracy", "test_accuracy_finetuned")
 """Those of the dense network."""
 
 
-class Part(Protocol):
-    """What says of itself which part it plays in a comparison: a row, or a mask before its row."""
-
-    @property
-    def role(self) -> Role:
-        """As the method declares it."""
-        ...
-
-    @property
-    def beginning(self) -> bool:
-        """Whether it is what the agent's search began with."""
-        ...
-
-
-def is_agent(part: Part) -> bool:
+def is_agent(part: Chosen) -> bool:
     """Return whether a row is the agent's."""
     return part.role == "agent"
 
 
-def is_control(part: Part) -> bool:
+def is_control(part: Chosen) -> bool:
     """Return whether a row is a control: dense, what the agent began with, or at its widths."""
     return part.role == "control"
 
 
-def is_baseline(part: Part) -> bool:
+def is_baseline(part: Chosen) -> bool:
     """Return whether a row competes with the agent."""
     return part.role == "baseline"
 
 
-def is_rival(part: Part) -> bool:
+def is_rival(part: Chosen) -> bool:
     """Return whether the agent must beat a row: a baseline's, or what its search began with."""
     return is_baseline(part) or part.beginning
 
 
-def is_method(part: Part) -> bool:
+def is_method(part: Chosen) -> bool:
     """Return whether a row is of what a run may end with."""
     return is_agent(part) or is_rival(part)
 
@@ -267,14 +268,22 @@ def mean_by_name(rows: Sequence[MethodRow], name: str) -> dict[str, float]:
     return {method: float(np.mean(values)) for method, values in columns.items() if values}
 
 
-def best_baseline(rows: Sequence[MethodRow]) -> str | None:
-    """Return what the agent must beat: the row with the highest mean search accuracy, or None.
+def ranked(chosen: Sequence[Chosen], names: Collection[str]) -> list[str]:
+    """Return those of the methods that chose masks, the best mean search accuracy first."""
+    found: dict[str, dict[int, float]] = {}
+    for item in chosen:
+        if item.name in names:
+            found.setdefault(item.name, {})[item.seed] = item.search_accuracy
+    means = {name: statistics.mean(values.values()) for name, values in found.items()}
+    return sorted(means, key=lambda name: (-means[name], name))
+
+
+def best_baseline(chosen: Sequence[Chosen]) -> str | None:
+    """Return what the agent must beat: the highest mean search accuracy over its searches, or None.
 
     A baseline, or the policy that the search began with: whatever that can do was not learned.
     """
-    rivals = [row for row in rows if is_rival(row)]
-    search = mean_by_name(rivals, "search_accuracy")
-    return max(sorted(search), key=lambda name: search[name], default=None)
+    return next(iter(ranked(chosen, {item.name for item in chosen if is_rival(item)})), None)
 
 
 def by_seed(rows: Sequence[MethodRow], name: str, metric: Metric) -> dict[int, float]:

@@ -15,10 +15,10 @@ from prunegraph.models.embedded_language import build_embedded, byte_tokenizer
 from prunegraph.runs.options.config import NetworkConfig
 from prunegraph.runs.options.tasks import TaskOptions
 from prunegraph.runs.parallel.machine import resolve_device
+from prunegraph.runs.prepare import structure_of
 from prunegraph.runs.target import LANGUAGE_RECIPE, Target
 from prunegraph.runs.tasks.kind import (
     TaskKind,
-    checked_structure,
     folder_name,
     pretraining_of,
     token_numbers,
@@ -61,7 +61,7 @@ def load(config: NetworkConfig, budget: Budget | None = None) -> Target:
             arch=task.name, example_shape=tuple(window.shape), extra={"task": task.kind}
         ),
         build=lambda: copy_network(task.model).cpu(),
-        structure=checked_structure(task, config, budget),
+        structure=structure_of(task.name, task.model, task.example_inputs, config, budget),
         tokenizer=task.tokenizer_folder or task.tokenizer or False,
         pretraining=pretraining_of(config, EMBEDDED_RECIPE),
         num_calibration=num_windows,

@@ -26,7 +26,6 @@ from prunegraph.runs.prepare import (
     DEFAULT_DATASET,
     DIGITS_EPOCHS,
     build_network,
-    check_network,
     check_outputs,
     load_images,
     resolve_arch,
@@ -100,7 +99,7 @@ def load(
     images, _ = next(iter(dataset.train.batches(1)))
     example_inputs = images.to(device)
     # before the layout changes: files are read without it
-    structure = structure_of(model, example_inputs, config, budget)
+    structure = structure_of(arch, model, example_inputs, config, budget)
     layout = layout_of(model)
     task = ImageClassification(
         model=model,
@@ -112,8 +111,6 @@ def load(
     )
     task.place_model(model, device).eval()
     check_outputs(arch, model, example_inputs, dataset.num_classes)
-    if structure is not None:
-        check_network(arch, structure)
     if structure is not None and budget is not None:
         structure.project(torch.zeros(structure.num_units).numpy(), budget.without_latency())
     saved = PrunedInfo(

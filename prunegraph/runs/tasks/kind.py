@@ -11,10 +11,8 @@ from torch import nn
 from prunegraph.artefacts.pruned import PrunedInfo
 from prunegraph.core.budget import Budget
 from prunegraph.core.errors import ConfigError
-from prunegraph.core.task import Task
-from prunegraph.graph import ExampleInputs, StructureGraph
+from prunegraph.graph import ExampleInputs
 from prunegraph.runs.options.config import NetworkConfig
-from prunegraph.runs.prepare import check_network, structure_of
 from prunegraph.runs.target import Target
 from prunegraph.training.loop import FinetuneConfig
 
@@ -47,16 +45,6 @@ class TaskKind:
     options: frozenset[str]
     build: Callable[[Path | None, PrunedInfo], nn.Module]
     example: Callable[[PrunedInfo, int], ExampleInputs]
-
-
-def checked_structure(
-    task: Task, config: NetworkConfig, budget: Budget | None
-) -> StructureGraph | None:
-    """Return the structure of a network where channels are chosen, checked, else None."""
-    structure = structure_of(task.model, task.example_inputs, config, budget)
-    if structure is not None:
-        check_network(task.name, structure)
-    return structure
 
 
 def pretraining_of(config: NetworkConfig, recipe: FinetuneConfig) -> FinetuneConfig | None:

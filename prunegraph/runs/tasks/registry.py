@@ -1,7 +1,7 @@
 """What networks of a run may be for: each task by its name on the command line."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,8 @@ from prunegraph.core.budget import Budget
 from prunegraph.core.errors import ConfigError, suggest
 from prunegraph.core.user_code import HF_PREFIX
 from prunegraph.models import load_weights, pretrained_folder
-from prunegraph.runs.options.config import CommonConfig, NetworkConfig, NetworksConfig
+from prunegraph.runs.options.compare import RunConfig
+from prunegraph.runs.options.config import NetworkConfig, TrainConfig
 from prunegraph.runs.options.tasks import IMAGES, TaskOptions
 from prunegraph.runs.target import Target
 from prunegraph.runs.tasks import (
@@ -64,7 +65,12 @@ def arch_of(config: NetworkConfig) -> str:
     return _kind(config).arch(with_folder(config))
 
 
-def load_begun(run: CommonConfig, name: str, dense: Path, budget: Budget, **given: Any) -> Target:
+def network_configs(config: RunConfig) -> Sequence[NetworkConfig]:
+    """Return the options of each network alone."""
+    return config.network_configs() if isinstance(config, TrainConfig) else [config]
+
+
+def load_begun(run: RunConfig, name: str, dense: Path, budget: Budget, **given: Any) -> Target:
     """Load the network of a run folder, with its own dense weights.
 
     Args:
@@ -78,10 +84,7 @@ def load_begun(run: CommonConfig, name: str, dense: Path, budget: Budget, **give
         names = {field.name for field in dataclasses.fields(NetworkConfig)} - {"pretrain_epochs"}
         values = {name: getattr(run, name) for name in names}
         return TASKS[IMAGES].load(NetworkConfig(**values | given | {"weights": dense}), budget)
-    networks = run.network_configs() if isinstance(run, NetworksConfig) else [run]
-    own = next(
-        each for each in networks if isinstance(each, NetworkConfig) and arch_of(each) == name
-    )
+    own = next(each for each in network_configs(run) if arch_of(each) == name)
     target = load_target(dataclasses.replace(own, device=given["device"]), budget)
     load_weights(target.model, dense)
     return target

@@ -17,10 +17,10 @@ from prunegraph.models.recogniser import HEADS, Recogniser, build_recogniser
 from prunegraph.runs.options.config import NetworkConfig
 from prunegraph.runs.options.tasks import TaskOptions
 from prunegraph.runs.parallel.machine import resolve_device
+from prunegraph.runs.prepare import structure_of
 from prunegraph.runs.target import LANGUAGE_RECIPE, Target
 from prunegraph.runs.tasks.kind import (
     TaskKind,
-    checked_structure,
     pretraining_of,
     random_numbers,
 )
@@ -63,7 +63,7 @@ def load(config: NetworkConfig, budget: Budget | None = None) -> Target:
     if config.weights is not None:
         load_weights(task.model, config.weights)
     task.place_model(task.model, device)
-    structure = checked_structure(task, config, budget)
+    structure = structure_of(task.name, task.model, task.example_inputs, config, budget)
     assert isinstance(task.model, Recogniser)
     sizes = task.model.sizes
     recipe = PROXY_RECIPE if data.proxy else SPEECH_RECIPE

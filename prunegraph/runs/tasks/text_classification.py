@@ -15,8 +15,9 @@ from prunegraph.models import load_encoder
 from prunegraph.runs.options.config import NetworkConfig
 from prunegraph.runs.options.tasks import TaskOptions
 from prunegraph.runs.parallel.machine import resolve_device
+from prunegraph.runs.prepare import structure_of
 from prunegraph.runs.target import Target
-from prunegraph.runs.tasks.kind import TaskKind, checked_structure, folder_name, token_numbers
+from prunegraph.runs.tasks.kind import TaskKind, folder_name, token_numbers
 from prunegraph.tasks.text_classification import text_classification
 from prunegraph.training.loop import FinetuneConfig
 
@@ -66,7 +67,7 @@ def load(config: NetworkConfig, budget: Budget | None = None) -> Target:
             extra={"task": task.kind},
         ),
         build=lambda: copy_network(task.model).cpu(),
-        structure=checked_structure(task, config, budget),
+        structure=structure_of(task.name, task.model, task.example_inputs, config, budget),
         tokenizer=config.weights,
         pretraining=pretraining if epochs else None,
         num_calibration=NUM_CALIBRATION,

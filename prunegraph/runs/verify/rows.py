@@ -140,16 +140,7 @@ def _by_name(pairs: set[tuple[str, int]]) -> dict[str, list[int]]:
 def candidates_of(rows: Sequence[MethodRow], masks: Mapping[str, Mask]) -> list[Candidate]:
     """Return what a report's rows say that methods chose, each once."""
     found = {
-        (row.name, row.seed): Candidate(
-            name=row.name,
-            role=row.role,
-            searches=row.searches,
-            beginning=row.beginning,
-            seed=row.seed,
-            mask=masks[row.digest],
-            networks_evaluated=row.networks_evaluated,
-            search_accuracy=row.search_accuracy,
-        )
+        (row.name, row.seed): Candidate(**row.told(), mask=masks[row.digest])
         for row in rows
         if row.name != DENSE
     }

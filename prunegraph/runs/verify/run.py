@@ -78,7 +78,9 @@ def verify_run(config: VerifyConfig, console: Console) -> dict[str, Any]:
     folder.check_digests(content["files"])
     checks: list[Check] = []
     for member in [folder, *_other_members(folder)]:
-        checks += _check_member(config, folder, member, console)
+        told = read_report(member)
+        with as_elsewhere(bfloat16=told["precision"] == "bfloat16"):
+            checks += _check_member(config, folder, member, told, console)
     others = machine_differences(content)
     elsewhere = f"; the machine differs from the run's: {', '.join(others)}" if others else ""
     wrong = [check for check in checks if not check.holds]
@@ -138,14 +140,6 @@ def _other_members(folder: RunFolder) -> list[RunFolder]:
 
 
 def _check_member(
-    config: VerifyConfig, folder: RunFolder, member: RunFolder, console: Console
-) -> list[Check]:
-    content = read_report(member)
-    with as_elsewhere(bfloat16=content["precision"] == "bfloat16"):
-        return _measure_again(config, folder, member, content, console)
-
-
-def _measure_again(
     config: VerifyConfig,
     folder: RunFolder,
     member: RunFolder,
