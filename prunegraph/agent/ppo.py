@@ -37,6 +37,10 @@ CLIP_RANGE = 0.2
 """How far a bit's probability ratio may move before its gradient stops. The ratio of a whole action
 would fill it at once: with 1,120 bits at a logit change of 0.013."""
 
+MANY_BITS = 4500
+"""Of more, the temperature is lower: noise of single bits costs a wide network more, and as few
+masks teach less of each. Of a language model of 47,000 units a third is taken."""
+
 MAX_GRAD_NORM = 0.5
 """Length to which a longer gradient is cut."""
 
@@ -110,7 +114,9 @@ class ChannelPPO(PPO):
                 policy_kwargs=policy_kwargs,
                 device="cpu",  # the network is small
             )
-        self.policy.initial_temperature = config.temperature_start
+        most = max(threshold.num_channels for threshold in self.policy.thresholds.values())
+        self._calm = min(1.0, math.sqrt(MANY_BITS / most))
+        self.policy.initial_temperature = self._calm * config.temperature_start
         self.surrogate = Surrogate(self.policy.thresholds, self.policy.network.prior)
         if config.surrogate_steps and config.swaps:
             self.policy.plan = partial(self.surrogate.plan, most=config.swaps, caution=SWAP_CAUTION)
@@ -142,7 +148,7 @@ class ChannelPPO(PPO):
             if self.num_rollouts >= MOST_UPDATES * num_updates:
                 return False
             progress = self.num_rollouts / max(num_updates - 1, 1)
-        self.policy.temperature = self.config.temperature(progress)
+        self.policy.temperature = self._calm * self.config.temperature(progress)
         # Only a threshold that is solved anew keeps noisy scores within the budget.
         solved = self.policy.constraint == "bias"
         self.policy.group_noise = self.config.group_noise(progress) if solved else 0.0

@@ -173,6 +173,18 @@ def test_networks_are_not_overspent(make_model: MakeModel) -> None:
     assert [record["temperature"] for record in model.history] == pytest.approx([1.0, 1.0])
 
 
+def test_wide_networks_are_drawn_at_a_lower_temperature(
+    make_model: MakeModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usual = make_model().policy.initial_temperature
+    most = max(graph.num_units for graph in GRAPHS)
+    monkeypatch.setattr("prunegraph.agent.ppo.MANY_BITS", most / 4)
+    model = make_model()
+    assert model.policy.initial_temperature == usual / 2
+    model.learn(1)
+    assert model.policy.temperature == usual / 2
+
+
 def test_temperature_is_geometric() -> None:
     config = PPOConfig(temperature_start=0.4, temperature_end=0.1)
     assert [config.temperature(p) for p in (-1.0, 0.0, 0.5, 1.0, 2.0)] == pytest.approx(
