@@ -32,8 +32,9 @@ def to_semi_structured(model: Network, mask: WeightMask) -> Network:
         raise MaskError(msg)
     mask.check_zeros(model)
     weight = next(iter(mask.parameters_of(model).values()))
-    if weight.device.type != "cuda" or torch.cuda.get_device_capability() < LEAST_CAPABILITY:
-        msg = f"the network is on {weight.device}: sparse tensor cores need an NVIDIA A100 or newer"
+    device = weight.device
+    if device.type != "cuda" or torch.cuda.get_device_capability(device) < LEAST_CAPABILITY:
+        msg = f"the network is on {device}: sparse tensor cores need an NVIDIA A100 or newer"
         raise ModelError(msg)
     if weight.dtype not in (torch.float16, torch.bfloat16):
         msg = f"the network is {weight.dtype}: sparse tensor cores need model.half() or .bfloat16()"
