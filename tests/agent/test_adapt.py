@@ -66,7 +66,7 @@ def case(
         features=features_from,
         project=lambda values, budget: (project or (lambda v: graph.project(v, budget)))(values),
         priors=lambda _: [Prior(name=n, scores=own, divergence=0.0) for n, own in rows.items()],
-        unlabelled=SimpleNamespace(evaluate=lambda mask, _: SimpleNamespace(kl=divergence(mask))),
+        unlabelled=SimpleNamespace(evaluate=lambda mask: SimpleNamespace(kl=divergence(mask))),
     )
     return Subject(cast(Problem, problem))
 
