@@ -16,6 +16,7 @@ from torch import Tensor
 
 from prunegraph.agent.threshold import OTHERS, expected_cost_ratios
 from prunegraph.core.masks import BoolArray, Float64Array, IntArray
+from prunegraph.graph.costs.macs import CostFunction
 from prunegraph.graph.graph import StructureGraph
 
 TRIED = 8
@@ -121,11 +122,16 @@ class _Swaps:
         return np.asarray(freed / self.limits[limit])
 
     @cached_property
+    def others(self) -> list[tuple[CostFunction, float]]:
+        """Memory and latency, with the most that may remain, as far as they are limited."""
+        pairs = zip(self.graph.others, self.limits[OTHERS:], strict=True)
+        return [(other, most) for other, most in pairs if other is not None and np.isfinite(most)]
+
+    @cached_property
     def steps(self) -> list[int]:
         """How many units of each group a swap moves: one, or a share of a wide group."""
-        limited = zip(self.graph.others, self.limits[OTHERS:], strict=True)
-        if any(other is not None and np.isfinite(limit) for other, limit in limited):
-            return [1] * len(self.members)  # memory and latency are told of one swapped unit
+        if self.others:  # which are told of one swapped unit
+            return [1] * len(self.members)
         return [max(1, len(units) // FINEST) for units in self.members]
 
     def best(self, keep: BoolArray, slope: Float64Array) -> BoolArray:
@@ -146,9 +152,8 @@ class _Swaps:
         excess = _sums(added, adds)[:, None, :] - _sums(freed, drops)[:, :, None]
         excess = excess - slack[:, None, None]  # nearly: what leaves and what joins share some
         excess[:, within, within] = 0.0  # exactly: a group's units cost alike
-        for other, limit in zip(self.graph.others, self.limits[OTHERS:], strict=True):
-            if other is not None and np.isfinite(limit):
-                allowed &= other.swapped(keep, _firsts(drops), _firsts(adds)) <= limit
+        for other, limit in self.others:
+            allowed &= other.swapped(keep, _firsts(drops), _firsts(adds)) <= limit
         rows, columns = np.nonzero(allowed & (gain > 0) & (excess <= 0).all(axis=0))
         order = np.argsort(-gain[rows, columns], kind="stable")[:TRIED]
         tried = np.repeat(keep[None], len(order), axis=0)

@@ -6,7 +6,7 @@ from typing import get_args
 import numpy as np
 
 from prunegraph.core.budget import Budget
-from prunegraph.core.checks import check_at_least, check_choice
+from prunegraph.core.checks import check_choice, check_fields
 from prunegraph.core.errors import ConfigError
 from prunegraph.rewards.config import Metric
 
@@ -46,10 +46,8 @@ class EnvConfig:
 
     def __post_init__(self) -> None:
         check_choice("metric", self.metric, get_args(Metric))
-        for name in ("subset_size", "episodes_per_subset", "episodes_per_pair", "episode_stride"):
-            check_at_least(name, getattr(self, name), 1)
-        check_at_least("seed", self.seed, 0)
-        check_at_least("first_episode", self.first_episode, 0)
+        check_fields(self, subset_size=1, episodes_per_subset=1, episodes_per_pair=1)
+        check_fields(self, episode_stride=1, seed=0, first_episode=0)
         if self.budgets is not None and len(set(self.budgets)) != max(len(self.budgets), 1):
             msg = f"budgets={self.budgets} must hold at least one budget, each once"
             raise ConfigError(msg)
