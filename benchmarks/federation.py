@@ -51,7 +51,12 @@ def measure(row: str, division: str, options: argparse.Namespace) -> None:
     task = image_classification(model, train=train, search=data.search, test=data.test)
     make, sparsity = ROWS[row]
     method = make(
-        clients=CLIENTS, dirichlet=DIVISIONS[division], rounds=options.rounds, batch_size=32
+        clients=CLIENTS,
+        dirichlet=DIVISIONS[division],
+        rounds=options.rounds,
+        epochs=options.epochs,
+        batch_size=32,
+        autocast=True,
     )
     context = Context(task=task, structure=None, seed=options.seed, reconstruct=False)
     problem = context.problem(Budget(sparsity=sparsity), folder=options.out / f"work-{name}")
@@ -60,7 +65,8 @@ def measure(row: str, division: str, options: argparse.Namespace) -> None:
     assert result.model is not None
     assert isinstance(result.mask, WeightMask)
     told = {key: result.details[key] for key in ("bytes_up", "bytes_down", "clients")}
-    cell = {"row": row, "division": division, "seed": options.seed, "rounds": options.rounds}
+    cell = {"row": row, "division": division, "seed": options.seed}
+    cell |= {"rounds": options.rounds, "epochs": options.epochs}
     cell |= {"accuracy": task.score(result.model, task.test).value, **told}
     cell |= {"sparsity": result.mask.sparsity, "seconds": time.process_time() - begun}
     write_json(path, {**cell, "machine": machine()})
@@ -86,14 +92,18 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder of finished rows")
     parser.add_argument("--data-dir", type=Path, help="CIFAR-10; default: downloaded")
     parser.add_argument("--rounds", type=int, default=60)
+    parser.add_argument("--epochs", type=int, default=1, help="of a client in a round")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--divisions", nargs="+", default=list(DIVISIONS), choices=list(DIVISIONS), help="of images"
+    )
     parser.add_argument("--rows", nargs="+", default=list(ROWS), choices=list(ROWS))
     parser.add_argument("--show", action="store_true", help="train nothing")
     parser.add_argument("--collect", type=Path, help="write the figures of all rows to this file")
     options = parser.parse_args()
     torch.set_num_threads(1)
     if not options.show:
-        for division in DIVISIONS:
+        for division in options.divisions:
             for row in options.rows:
                 measure(row, division, options)
     cells = [json.loads(path.read_text()) for path in sorted(options.out.glob("*.json"))]

@@ -55,6 +55,8 @@ class Federation(TrainedWeights):
         epochs: passes of a client over its samples in a round.
         batch_size: samples a step.
         lr: learning rate of the first round; a cosine over the rounds takes it towards zero.
+        autocast: clients train in bfloat16 where that is safe and the device computes it; small
+            networks are slower so.
         start: ``"fresh"`` weights, drawn by the seed, or those that are ``"given"``, whose zeros
             stay.
     """
@@ -66,6 +68,7 @@ class Federation(TrainedWeights):
     epochs: int = 2
     batch_size: int = 16
     lr: float = 0.1
+    autocast: bool = False
     start: Literal["fresh", "given"] = "fresh"
 
     def __post_init__(self) -> None:
@@ -151,7 +154,11 @@ class Federation(TrainedWeights):
             rounds=self.rounds,
             participants=self.participants or self.clients,
             local=LocalTraining(
-                epochs=self.epochs, batch_size=self.batch_size, lr=self.lr, seed=problem.seed
+                epochs=self.epochs,
+                batch_size=self.batch_size,
+                lr=self.lr,
+                seed=problem.seed,
+                autocast=self.autocast,
             ),
             schedule=self.schedule(problem.budget.sparsity or 0.0),
             keep=keep,

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from prunegraph.core.errors import ConfigError, PruneGraphError
+from prunegraph.core.precision import autocasting
 from prunegraph.core.seeding import derived_seed, seeded
 from prunegraph.core.splits import ReadyBatches, TrainSplit
 from prunegraph.core.task import Task
@@ -30,6 +31,7 @@ from prunegraph.methods.fedmap.wire import (
     weights_of,
     with_bits,
 )
+from prunegraph.training.kernels import SoundConvolutions
 from prunegraph.training.masked import MaskedWeights, dense_mask, least_mask
 from prunegraph.training.optimizers import make_optimizer
 
@@ -63,13 +65,14 @@ class Client:
 
 @dataclass(frozen=True, kw_only=True)
 class LocalTraining:
-    """How a client trains in one round: SGD with Nesterov momentum, in float32.
+    """How a client trains in one round: SGD with Nesterov momentum.
 
     Attributes:
         epochs: passes over its samples.
         batch_size: samples a step.
         lr: learning rate, the same in all steps of the round.
         seed: of order, augmentation and dropout (``of_client``).
+        autocast: forwards run in bfloat16 where that is safe and the device computes it.
         round: number of the round, from 0.
         recalibrate: batch norm is measured anew after the training, not after a new mask alone.
     """
@@ -78,6 +81,7 @@ class LocalTraining:
     batch_size: int
     lr: float
     seed: int
+    autocast: bool = False
     round: int = 0
     recalibrate: bool = False
 
@@ -221,17 +225,19 @@ def _train(
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = make_optimizer("sgd", trained, training.lr)
     masked = MaskedWeights(model, optimizer, mask)
-    losses: list[float] = []
+    device, losses = trained[0].device, list[float]()
     model.train()
     with seeded(training.seed):
         order = torch.Generator().manual_seed(training.seed)
         for _ in range(training.epochs):
             batches = split.batches(training.batch_size, shuffle=order, augment=order)
             for batch in islice(batches, steps):
-                loss = task.loss(model, task.place(batch, model))
-                losses.append(float(loss.detach()))
-                optimizer.zero_grad(set_to_none=True)
-                loss.backward()
+                with SoundConvolutions():
+                    with autocasting(device, wanted=training.autocast and task.autocast):
+                        loss = task.loss(model, task.place(batch, model))
+                    losses.append(float(loss.detach()))
+                    optimizer.zero_grad(set_to_none=True)
+                    loss.backward()
                 optimizer.step()
     masked.finish()
     mean = sum(losses) / len(losses)

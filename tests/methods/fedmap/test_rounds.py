@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from prunegraph.core.errors import ArtefactError, ConfigError, PruneGraphError
+from prunegraph.core.precision import as_elsewhere
 from prunegraph.core.splits import Dataset, ImageSource
 from prunegraph.methods.fedmap.clients import client_data
 from prunegraph.methods.fedmap.rounds import (
@@ -187,3 +188,16 @@ def test_clients_with_a_single_sample_over_train_batch_norm(digits: Dataset) -> 
     _, reply = train_client(task, model, client, data[0].train, send(server, 0), TRAINING)
     assert open_message(reply)[0].samples == 17
     assert set(travelling(model)) == set(server.tensors)
+
+
+def test_clients_train_in_bfloat16_if_asked_to(task: ImageClassification) -> None:
+    message = send(first_server(task.model), known=0)
+    client, split = Client(mask=first_server(task.model).mask), task.train
+    losses = {}
+    with as_elsewhere(bfloat16=True):
+        for autocast in (False, True):
+            training = replace(TRAINING, autocast=autocast)
+            _, reply = train_client(task, task.model, client, split, message, training)
+            losses[autocast] = open_message(reply)[0].loss
+    assert losses[True] != losses[False]
+    assert losses[True] == pytest.approx(losses[False], rel=0.05)
