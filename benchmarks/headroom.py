@@ -212,6 +212,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the searches")
     parser.add_argument("--again", type=Path, help="a collection of another seed")
     options, words = parser.parse_known_args()
+    if not 0 <= options.shard[0] < options.shard[1]:
+        parser.error("--shard K N: K is from 0 to N - 1")
     torch.set_num_threads(1)
     if options.job == "show":
         print(show(options.out, options.again))

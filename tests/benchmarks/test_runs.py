@@ -78,6 +78,16 @@ def test_masks_drawn_at_random(
     assert len([*tmp_path.glob("cells/toy/*.json")]) == 1 + 4 * 3
 
 
+@pytest.mark.parametrize("command", ["catalogue.py", "headroom.py collect"])
+def test_a_share_that_there_is_not_is_refused(
+    benchmark: RunBenchmark, tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str
+) -> None:
+    name, _, job = command.partition(" ")
+    with pytest.raises(SystemExit, match="2"):
+        benchmark(name, f"{job} --out {tmp_path} --shard 5 2")
+    assert "--shard K N: K is from 0 to N - 1" in capsys.readouterr().err
+
+
 @pytest.mark.slow
 def test_a_catalogue_is_made_once(benchmark: RunBenchmark, tmp_path: Path) -> None:
     out = tmp_path / "catalogue"
