@@ -19,7 +19,7 @@ from prunegraph.agent.network import NetworkConfig, PruningNetwork
 from prunegraph.core.errors import ArtefactError, ConfigError, first_line, suggest
 from prunegraph.core.files import POLICY_FILE, write_bytes, write_json
 from prunegraph.core.masks import FloatArray
-from prunegraph.core.reading import checked, read_bytes, read_json
+from prunegraph.core.reading import check_schema, checked, read_bytes, read_json
 from prunegraph.core.tensors import holds_numbers, read_safetensors
 from prunegraph.policies import is_shipped, shipped_policies
 
@@ -90,19 +90,14 @@ def load_policy(path: Path | str, *, expected: NetworkConfig | None = None) -> T
     weights_path = _weights_path(path)
     path = weights_path.with_suffix(".json")
     schema = checked(read_json(path), {"schema": int}, str(path))["schema"]
-    if schema != POLICY_SCHEMA:
-        msg = (
-            f"{path} is of another version (schema {schema}, this one reads {POLICY_SCHEMA}): "
-            "train a policy with this version of prunegraph"
-        )
-        raise ArtefactError(msg)
+    check_schema(schema, POLICY_SCHEMA, path)
     try:
         record = checked(read_json(path), POLICY, str(path))
     except ConfigError as error:
         msg = f"{path} does not describe a policy: {error}"
         raise ArtefactError(msg) from error
     config, digest = record["network"], record["weights"]["sha256"]
-    _check_schema(weights_path, config, expected or NetworkConfig())
+    _check_features(weights_path, config, expected or NetworkConfig())
     content = read_bytes(weights_path, MAX_POLICY_BYTES)
     if hashlib.sha256(content).hexdigest() != digest:
         msg = f"{weights_path} is not the file that its JSON describes: it is damaged or swapped"
@@ -154,7 +149,7 @@ def find_policy(policy: Path | str) -> TrainedPolicy:
     return load_policy(policy)
 
 
-def _check_schema(path: Path, config: NetworkConfig, expected: NetworkConfig) -> None:
+def _check_features(path: Path, config: NetworkConfig, expected: NetworkConfig) -> None:
     for name in ("feature_names", "op_feature_names", "relation_names", "context_names"):
         theirs, ours = getattr(config, name), getattr(expected, name)
         if name == "feature_names":  # a policy may read fewer of them

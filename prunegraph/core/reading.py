@@ -188,7 +188,7 @@ def _printable(value: Any) -> bool:
 def check_schema(found: int, known: int, path: Path) -> None:
     """Raise ArtefactError for a file of another schema than the one that is known."""
     if found != known:
-        msg = f"{path} has schema {found}, this version reads {known}: update"
+        msg = f"{path} has schema {found}, this version reads {known}: update, or make it anew"
         raise ArtefactError(msg)
 
 

@@ -108,7 +108,7 @@ def exaggerate(folder: Path) -> None:
         (damage_weights, "policy.safetensors is not the file"),
         (truncate_json, "policy.json is damaged: it is no JSON"),
         (forget_network, "policy.json: network is missing"),
-        (age, "is of another version .schema 2"),
+        (age, "policy.json has schema 2, this version reads 3: update, or make it anew"),
         (contradict, "does not fit its JSON"),
         (exaggerate, "does not fit its JSON"),
         (lambda folder: (folder / "policy.json").unlink(), "there is no file .*policy.json"),
