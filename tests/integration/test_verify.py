@@ -46,6 +46,15 @@ def test_verify_says_what_of_the_machine_differs(
     assert "the machine differs from the run's: numpy" in capsys.readouterr().err
 
 
+def test_what_nothing_checks_is_named(copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    report = read_report(copied) | {"carbon": 1.0}
+    (copied / "report.json").write_text(json.dumps(report))
+    assert main(["verify", str(copied), "--threads", "1", "--json"]) == 0
+    named = json.loads(capsys.readouterr().out)["not_verifiable"]
+    assert {"carbon", "report.html", "versions", "latency_ms", "search.seconds"} <= {*named}
+    assert not {"pruned", "verdict", "recipe", "data", "machine", "search.seeds"} & {*named}
+
+
 def test_a_report_of_another_schema_is_refused(
     copied: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

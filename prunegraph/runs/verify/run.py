@@ -51,11 +51,8 @@ their answers are less certain. Between one thread and two, 8 images of 10,000 w
 ELSEWHERE = 0.01
 """A score that is no share of samples differs by so much of itself there."""
 
-UNVERIFIED = (
-    *("repaired", "decision", "policy", "latency_ms", "groups", "layer_errors", "selection"),
-    "versions",
-)
-"""Entries of a report that no file tells."""
+READ = ("schema", "search", "methods", "precision", "machine", "files")
+"""Entries of a report that are checked in parts, or that say how to check the others."""
 
 NOT_VERIFIABLE = ("networks_evaluated", "seconds", "bytes_up", "bytes_down")
 """Figures of a row that no file tells."""
@@ -91,12 +88,13 @@ def verify_run(config: VerifyConfig, console: Console) -> dict[str, Any]:
             f"found {first.found} ({len(wrong)} of {len(checks)} figures are wrong){elsewhere}"
         )
         raise ArtefactError(msg)
-    keys = ("seconds", "evaluation_seconds", "networks_evaluated") if content["search"] else ()
-    unknown = [f"search.{key}" for key in keys]
-    unknown += [name for name in UNVERIFIED if content.get(name) is not None]
+    known = {*READ, *(check.name.partition(".")[0] for check in checks)}
+    unknown = [f"search.{key}" for key in content["search"] or () if key != "seeds"]
+    unknown += [n for n, value in content.items() if n not in known and value not in (None, {})]
     unknown += ["methods[].networks_evaluated", "methods[].seconds"]
     unknown += [f"{cell} (no weights)" for cell in _cells_without_weights(folder, content)]
     unknown += [n for n in (RunFolder.HISTORY, RunFolder.LATENCY) if n in content["files"]]
+    unknown += [RunFolder.PAGE] * folder.file(RunFolder.PAGE).is_file()
     console.say(
         f"{len(checks)} figures and {len(content['files'])} files of {folder.path} are right; "
         f"not verifiable: {', '.join(unknown)}{elsewhere}"
