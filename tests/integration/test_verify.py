@@ -55,12 +55,23 @@ def test_what_nothing_checks_is_named(copied: Path, capsys: pytest.CaptureFixtur
     assert not {"pruned", "verdict", "recipe", "data", "machine", "search.seeds"} & {*named}
 
 
-def test_a_report_of_another_schema_is_refused(
-    copied: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"schema": 99}, "report.json has schema 99, this version reads 1: update"),
+        ({"dataset": "digit"}, "report.json: dataset is reported as digit, found digits"),
+        ({"dataset": "clutter"}, "report.json: dataset is reported as clutter, found digits"),
+    ],
+)
+def test_a_report_that_says_something_else_is_refused(
+    changed: dict[str, object],
+    message: str,
+    copied: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    (copied / "report.json").write_text(json.dumps(read_report(copied) | {"schema": 99}))
+    (copied / "report.json").write_text(json.dumps(read_report(copied) | changed))
     assert main(["verify", str(copied), "--threads", "1"]) == 2
-    assert "report.json has schema 99, this version reads 1: update" in capsys.readouterr().err
+    assert message in capsys.readouterr().err
 
 
 RECIPES: dict[str, object] = {

@@ -252,7 +252,7 @@ def _rebuild(
         run.budget(),
         device=run.device if config.device == "auto" else config.device,
         threads=torch.get_num_threads(),
-        dataset=content["dataset"],
+        dataset=config.dataset if is_factory(content["dataset"]) else None,  # else of the weights
         data_dir=config.data_dir or run.data_dir,
         arch=arch if trusted else None,
     )
