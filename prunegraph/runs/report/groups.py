@@ -216,7 +216,7 @@ def _draw_links(
         handles.append(Patch(**removed_look(paper), label="removed"))
     handles.append(Patch(color=FROZEN, label="frozen"))
     axes.set_title(
-        "Groups of channels (area: width) and the operations between them", fontsize=9, loc="right"
+        "Groups of units (area: width) and the operations between them", fontsize=9, loc="right"
     )
     axes.legend(
         handles=handles,

@@ -349,7 +349,7 @@ def _widths(findings: Findings) -> Plot:
         caption="Kept width of each group, dense → pruned"
         f"{'; marks: what the best baselines keep' * bool(findings.rivals)}.",
         text=f"Bar chart of {len(dense)} groups: {sum(kept.values())} of {sum(dense.values())} "
-        f"channels stay; the most is removed from {narrowest}, {dense[narrowest]} to "
+        f"units stay; the most is removed from {narrowest}, {dense[narrowest]} to "
         f"{kept[narrowest]}.",
     )
 
@@ -389,14 +389,13 @@ def _search(findings: Findings) -> Plot | None:
 
 
 def _groups(findings: Findings) -> Plot:
-    """Draw the groups of channels and what was kept of them."""
+    """Draw the groups of units and what was kept of them."""
     graph = findings.graph
     frozen = sum(group.frozen is not None for group in graph.groups)
     return Plot(
         figure=draw_groups(graph, title(findings.content), findings.mask, paper=PAPER),
-        caption="The groups of channels, coloured by what was decided, and the multiply-adds of "
-        "each.",
-        text=f"Graph of {len(graph.groups)} groups of channels ({frozen} frozen) and the "
+        caption="The groups of units, coloured by what was decided, and the multiply-adds of each.",
+        text=f"Graph of {len(graph.groups)} groups of units ({frozen} frozen) and the "
         "operations between them, with the kept and the removed share of each; below, bars of "
         "each group's multiply-adds.",
     )

@@ -41,7 +41,7 @@ def draw_widths(
             label=name,
             zorder=3,
         )
-    axes.set_xlabel("channels kept, %")
+    axes.set_xlabel("units kept, %")
     figure.legend(loc="outside upper center", ncols=2, columnspacing=1.0)
     return figure
 

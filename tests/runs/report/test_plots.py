@@ -53,6 +53,7 @@ def test_the_widths_of_the_best_baselines_stand_beside_the_agents(make_findings:
     legend = draw(findings)["widths"].figure.legends[0]
     shown = {text.get_text() for text in legend.get_texts()}
     assert shown == {"kept", "removed", "cem", "l1/uniform"}
+    assert draw(findings)["widths"].figure.axes[0].get_xlabel() == "units kept, %"  # heads, too
 
 
 def test_svgs_of_one_page_share_no_id_and_follow_its_colours(make_findings: Make) -> None:
