@@ -93,7 +93,9 @@ def evaluation_mode(model: nn.Module, *, training: bool = False) -> Iterator[Non
 
 
 def _shapes(example_inputs: ExampleInputs) -> str:
-    return ", ".join(str([*item.shape]) for item in tensors_in(example_inputs)) or "no tensor"
+    shapes = ", ".join(str([*item.shape]) for item in tensors_in(example_inputs))
+    kind = type(example_inputs).__name__
+    return f"inputs of shape {shapes}" if shapes else f"a {kind} without a tensor"
 
 
 def _check_finite(model: nn.Module) -> None:
@@ -336,7 +338,7 @@ def _record_forward(
             )
             raise ModelError(msg) from error
         msg = (
-            f"the forward of {type(model).__name__} fails in {where} on inputs of shape "
+            f"the forward of {type(model).__name__} fails in {where} on "
             f"{_shapes(example_inputs)}: {message}; give example inputs that the forward accepts "
             "(on the command line: by --dataset)"
         )

@@ -321,6 +321,8 @@ def test_what_is_no_network_of_code_is_refused() -> None:
         analyse(torch.jit.script(network), example)
     with pytest.raises(ModelError, match="is no network: give a"):
         analyse(network.state_dict(), example)  # type: ignore[arg-type]
+    with pytest.raises(ModelError, match="fails in 0 on a str without a tensor: "):
+        analyse(network, "x")  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="attention='heads': give one of head, width"):
         analyse(network, example, attention="heads")  # type: ignore[arg-type]
 
