@@ -151,8 +151,8 @@ def read_tokens(text: Text, encode: Encode | None, what: str) -> Tensor:
         return _checked_array(text, what)
     if encode is None:
         msg = (
-            f"{what} is a text and there is no tokenizer: give tokenizer=, a network's folder "
-            "that holds one, or tokens, as an array or a .npy file"
+            f"{what} is a text and there is no tokenizer: give a network's folder that holds one, "
+            "tokens as an array or a .npy file, or in Python tokenizer="
         )
         raise DataError(msg)
     found = read_text(text, what)

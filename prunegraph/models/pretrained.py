@@ -282,7 +282,10 @@ def load_tokenizer(folder: Path | str) -> Any:
     """
     folder = Path(folder)
     if not has_tokenizer(folder):
-        msg = f"{folder} holds no tokenizer ({', '.join(VOCABULARIES)}): give tokenizer="
+        msg = (
+            f"{folder} holds no tokenizer ({', '.join(VOCABULARIES)}): copy its files there, or in "
+            "Python give tokenizer="
+        )
         raise ModelError(msg)
     settings = folder / "tokenizer_config.json"
     try:

@@ -175,7 +175,7 @@ def test_nothing_is_unpickled(tmp_path: Path, capsys: pytest.CaptureFixture[str]
         (torch.rand(4), "an array of float32"),
         (np.zeros((1, 2, 3), np.int64), r"shape \[1, 2, 3\]"),
         (np.array(["a"]), "not token numbers"),
-        ("a.txt", "there is no tokenizer: give tokenizer="),
+        ("a.txt", "is no tokenizer: give a network's folder"),
     ],
 )
 def test_what_is_no_array_of_tokens_is_one_line(given: Any, message: str) -> None:

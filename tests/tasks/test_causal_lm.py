@@ -262,7 +262,7 @@ def broken() -> Any:
             "calibration holds token 299, and the network knows 0 to 255: give the tokenizer",
         ),
         (None, {"calibration": np.array([3, -1])}, DataError, "holds token -1"),
-        (None, {"tokenizer": None}, DataError, "there is no tokenizer: give tokenizer="),
+        (None, {"tokenizer": None}, DataError, "is no tokenizer: give a network's folder"),
         (None, {"tokenizer": 5}, DataError, "tokenizer is a int"),
         (None, {"tokenizer": Path("nowhere")}, ModelError, "nowhere holds no tokenizer"),
         (None, {"calibration": Path("nowhere")}, DataError, "no file or folder nowhere"),
