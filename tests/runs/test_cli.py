@@ -71,6 +71,8 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
         ("inspect --arch resnet21", "unknown architecture 'resnet21'"),
         ("inspect --archh=resnet20", "unknown option '--archh=resnet20' of `prunegraph inspect`"),
         ("inspect resnet20", "(a network? give --arch resnet20; a run? --run resnet20); see"),
+        ("train --sparsity 0.5", "unknown option '--sparsity' of `prunegraph train`"),
+        ("apply --policy resnet-cifar --pattern 2:4", "unknown option '--pattern' of"),
         ("inspect --seed one", "--seed: 'one' is no integer; see `prunegraph inspect --help`"),
         ("train --keep-macs 50%", "--keep-macs: '50%' is no number"),
         ("inspect --seed", "Missing value for argument '--seed'"),

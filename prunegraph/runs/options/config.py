@@ -20,7 +20,7 @@ from prunegraph.core.checks import check_at_least, check_at_most, check_positive
 from prunegraph.core.errors import ConfigError
 from prunegraph.core.reading import MAX_IMAGE_SIZE
 from prunegraph.runs.options.checks import check_usable
-from prunegraph.runs.options.help import HIDDEN, Section
+from prunegraph.runs.options.help import ABSENT, HIDDEN, Section
 from prunegraph.runs.options.tasks import IMAGES, TaskOptions
 
 MAX_SEED = 2**32 - 10_000
@@ -378,8 +378,6 @@ class TrainConfig(SearchOptions, PruningOptions, NetworksConfig):
             pruned networks of each, but of those whose JSON names a part other than train.
         search_seeds: independent searches; the best mask on the search split wins.
         baselines: all: thirteen heuristics, CEM, random search, sampler; heuristics: those; none.
-        sparsity: not for this command, which removes channels.
-        pattern: not for this command.
         out: run folder; default: runs/ARCH-DATASET-KEEP. The same command resumes.
     """
 
@@ -388,8 +386,8 @@ class TrainConfig(SearchOptions, PruningOptions, NetworksConfig):
     catalogue: Path | None = None
     search_seeds: Annotated[int, Section("search")] = 3
     baselines: Annotated[Literal["all", "heuristics", "none"], Section("search")] = "all"
-    sparsity: Annotated[float | None, HIDDEN] = None  # refused: channels are chosen
-    pattern: Annotated[str | None, HIDDEN] = None
+    sparsity: Annotated[float | None, *ABSENT] = None
+    pattern: Annotated[str | None, *ABSENT] = None
     out: Path | None = None
 
     def __post_init__(self) -> None:
@@ -425,14 +423,12 @@ class ApplyConfig(PruningOptions, NetworkConfig):
     Attributes:
         policy: resnet-cifar, which comes with the package; run folder of ``train``, or a policy
             file.
-        sparsity: not for this command, which removes channels.
-        pattern: not for this command.
         out: run folder; default: runs/apply-ARCH-DATASET-KEEP. The same command resumes.
     """
 
     command: ClassVar[str] = "apply"
     section: ClassVar[str] = "what"
     policy: Path
-    sparsity: Annotated[float | None, HIDDEN] = None  # refused: channels are chosen
-    pattern: Annotated[str | None, HIDDEN] = None
+    sparsity: Annotated[float | None, *ABSENT] = None
+    pattern: Annotated[str | None, *ABSENT] = None
     out: Path | None = None

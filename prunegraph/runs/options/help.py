@@ -72,6 +72,9 @@ EXAMPLES = {
 HIDDEN = "hidden"
 """Marks an option that the plain help leaves out: ``Annotated[int, HIDDEN]``."""
 
+ABSENT = (tyro.conf.Suppress, tyro.conf.Fixed)
+"""Mark an option that a command inherits and does not take."""
+
 
 @dataclass(frozen=True)
 class Section:
