@@ -74,6 +74,8 @@ def check_file(path: Path) -> None:
     """Raise ArtefactError for what is no regular file: a pipe or a device would never end."""
     if not path.is_file():
         msg = f"there is no file {path}: check the path"
+        if path.is_dir():
+            msg = f"{path} is a folder: name a file in it"
         raise ArtefactError(msg)
 
 

@@ -50,11 +50,17 @@ def test_bad_yaml_values_raise(values: dict[str, object], message: str) -> None:
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [("- a\n- b\n", "must hold"), ("a: [1\n", "is not YAML"), (None, "cannot read")],
+    [
+        ("- a\n- b\n", "must hold"),
+        ("a: [1\n", "is not YAML"),
+        (None, r"cannot read options from .*options.yaml is a folder: name a file in it"),
+    ],
 )
 def test_bad_yaml_files_raise_one_line(tmp_path: Path, content: str | None, message: str) -> None:
     path = tmp_path / "options.yaml"
-    if content is not None:
+    if content is None:
+        path.mkdir()
+    else:
         path.write_text(content)
     with pytest.raises(ConfigError, match=message) as error:
         read_yaml(path)
