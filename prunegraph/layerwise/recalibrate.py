@@ -13,6 +13,7 @@ from prunegraph.core.precision import autocasting
 from prunegraph.core.splits import Batch, ReadyBatches, TrainSplit
 from prunegraph.core.task import Task
 from prunegraph.graph.copying import put_modes
+from prunegraph.tasks.batches import num_samples
 from prunegraph.tasks.classification import BATCH_SIZE
 
 
@@ -112,13 +113,18 @@ def recalibrate_on(model: nn.Module, task: Task, samples: TrainSplit) -> None:
         model: the network; nothing but its batch-norm buffers changes.
         task: runs it on batches.
         samples: in any order, which may be that of the classes: they are shuffled, but for ready
-            batches. The last batch, which may be smaller, is not used.
+            batches.
     """
     if has_batch_norm(model):
         seed = None if isinstance(samples.source, ReadyBatches) else 0
-        batches = list(task.batches(samples, BATCH_SIZE, seed=seed))
-        whole = batches[:-1] or batches  # each batch counts alike
-        recalibrate_bn(model, whole, forward=task.forward, autocast=task.autocast)
+        batches = whole_batches(task.batches(samples, BATCH_SIZE, seed=seed))
+        recalibrate_bn(model, batches, forward=task.forward, autocast=task.autocast)
+
+
+def whole_batches(batches: Iterable[Batch]) -> list[Batch]:
+    """Return batches without a last one that is smaller than the first: each counts alike."""
+    held = list(batches)
+    return held[:-1] if num_samples(held[-1]) < num_samples(held[0]) else held
 
 
 def _run_first(model: nn.Module, batch: Batch) -> None:

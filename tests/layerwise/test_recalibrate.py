@@ -88,3 +88,12 @@ def test_the_order_of_samples_does_not_count(digits: Dataset) -> None:
     images = by_class.source.load(by_class.index)[0].flatten(1)
     measured, varies = model[1].running_var, images.var(0) > 0.01
     assert float((measured / images.var(0))[varies].mean()) > 0.95  # by class it is 0.8
+
+
+@pytest.mark.parametrize(("samples", "batches"), [(100, 1), (200, 1), (256, 2)])
+def test_a_smaller_last_batch_alone_is_left_out(
+    digits: Dataset, samples: int, batches: int
+) -> None:
+    model = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(64))
+    recalibrate_on(model, image_task(model, digits.train), digits.train.sample(samples, 0))
+    assert int(model[1].num_batches_tracked) == batches

@@ -22,7 +22,7 @@ from prunegraph.core.task import Task
 from prunegraph.core.tensors import state_tensors
 from prunegraph.core.weight_mask import WeightMask
 from prunegraph.graph import copy_network
-from prunegraph.layerwise.recalibrate import has_batch_norm, recalibrate_bn
+from prunegraph.layerwise.recalibrate import has_batch_norm, recalibrate_bn, whole_batches
 from prunegraph.methods.fedmap.wire import (
     Header,
     mask_bits,
@@ -157,9 +157,8 @@ def train_client(
     loss = _train(task, model, mask, split, training)
     if has_batch_norm(model) and (training.recalibrate or header.version != client.version):
         order = torch.Generator().manual_seed(training.seed)  # the split's may be of the classes
-        batches = list(split.batches(training.batch_size, shuffle=order))
-        whole_ones = batches[:-1] or batches  # each batch counts alike
-        recalibrate_bn(model, whole_ones, forward=task.forward)
+        batches = whole_batches(split.batches(training.batch_size, shuffle=order))
+        recalibrate_bn(model, batches, forward=task.forward)
     reply = replace(header, base=header.version, samples=len(split), loss=loss)
     packed = pack(reply, travelling(model), mask)
     return Client(mask=mask, version=header.version), packed
