@@ -16,7 +16,7 @@ from typing import Any, ClassVar, Literal, cast, get_args
 import torch
 
 from prunegraph.core.checks import check_choice, check_fields, check_positive
-from prunegraph.core.errors import ConfigError
+from prunegraph.core.errors import BudgetError, ConfigError
 from prunegraph.core.splits import TrainSplit
 from prunegraph.core.task import Task, with_parts
 from prunegraph.core.weight_mask import GroupedMask, WeightMask
@@ -76,11 +76,15 @@ class MaskedTraining(TrainedWeights):
         """Say before any work what it cannot serve.
 
         Raises:
-            BudgetError: the budget is no sparsity, has a pattern, or asks for fewer zeros than
-                there are.
+            BudgetError: the budget is no sparsity, has a pattern, asks for fewer zeros than
+                there are, or leaves no weight.
             ConfigError: batches of the task have no language.
         """
         super().check(problem)
+        size, sparsity = dense_mask(unwrap(problem.task.model)).size, problem.budget.sparsity or 0.0
+        if round(sparsity * size) == size:
+            msg = f"sparsity={sparsity:g} leaves none of {size:,} weights: give a lower one"
+            raise BudgetError(msg)
         if not hasattr(problem.task, "group_of"):
             msg = (
                 f"{self.name} needs batches that know their language, {problem.task.name} has "

@@ -167,6 +167,8 @@ def test_what_cannot_be_served_is_refused(digits: Dataset) -> None:
     for budget in (Budget(pattern="2:4"), Budget(keep_macs=0.5)):
         with pytest.raises(BudgetError, match="sparsity"):
             method.check(pose(budget=budget))
+    with pytest.raises(BudgetError, match=r"sparsity=0\.9999 leaves none of 4,928 weights: give"):
+        OneMaskOfUnion(**SMALL).prune(pose(budget=Budget(sparsity=0.9999)))
     model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))
     images = ImageClassification(
         model=model,
