@@ -15,6 +15,9 @@ from prunegraph.core.masks import BoolArray, Float64Array
 
 optimize = Late("scipy.optimize")
 
+SURE = 50.0
+"""``exp(-exp(50))`` is 0."""
+
 
 def inclusion(magnitudes: Float64Array, keep: int, exponent: float) -> Float64Array:
     """Return the chance of each weight to be among ``keep`` that are drawn one after another.
@@ -31,21 +34,21 @@ def inclusion(magnitudes: Float64Array, keep: int, exponent: float) -> Float64Ar
     Returns:
         ``[n]`` in [0, 1].
     """
-    top = float(magnitudes.max(initial=0.0))
-    rates = (magnitudes / top) ** exponent if top else np.zeros_like(magnitudes)
-    if np.count_nonzero(rates) <= keep:  # a rate of zero is never drawn
-        return (rates > 0.0).astype(np.float64)
-    rates /= rates.sum()
+    with np.errstate(divide="ignore"):  # as logarithms, large exponents do not underflow
+        rates = exponent * np.log(magnitudes) if exponent else np.zeros_like(magnitudes)
+    drawn = (rates > -np.inf) & (keep > 0)  # zeros never are
+    if np.count_nonzero(drawn) <= keep:
+        return drawn.astype(np.float64)
+    rates -= rates.max()
 
-    def surplus(log_tau: float) -> float:
-        return float(-np.expm1(-rates * np.exp(log_tau)).sum()) - keep
+    def chances(log_tau: float) -> Float64Array:
+        return -np.expm1(-np.exp(np.minimum(rates + log_tau, SURE)))
 
-    first = np.log(max(keep, 1))  # 1 - exp(-x) <= x
+    first = np.log(keep) - np.log(np.exp(rates).sum())  # 1 - exp(-x) <= x
     last = first + 1.0
-    while surplus(last) < 0.0:
+    while chances(last).sum() < keep:
         last += last - first
-    tau = np.exp(optimize.brentq(surplus, first, last, xtol=1e-9)) if keep else 0.0
-    return np.clip(-np.expm1(-rates * tau), 0.0, 1.0)
+    return chances(optimize.brentq(lambda tau: chances(tau).sum() - keep, first, last, xtol=1e-9))
 
 
 def most_drawn(

@@ -77,10 +77,13 @@ def test_one_draw_with_exponent_zero_is_uniform() -> None:
     assert halves == pytest.approx([KEEP / SIZE] * 2, abs=0.004)
 
 
+@pytest.mark.parametrize("exponent", [5.0, 1000.0])
 @pytest.mark.parametrize("keep", [0, 1, 39, 50])
-def test_counts_are_exact_and_zeros_come_last(keep: int) -> None:
+def test_counts_are_exact_and_zeros_come_last(keep: int, exponent: float) -> None:
     values = np.concatenate([np.zeros(10), np.linspace(1e-200, 1.0, 40)])
-    kept = most_drawn(inclusion(values, keep, 5.0), keep, 4, np.random.default_rng(0))
+    chances = inclusion(values, keep, exponent)
+    assert chances.sum() == pytest.approx(min(keep, 40))
+    kept = most_drawn(chances, keep, 4, np.random.default_rng(0))
     assert kept.sum() == keep
     assert not kept[:10].any() or keep > 39
     assert largest(values, keep).sum() == keep
