@@ -73,7 +73,10 @@ def export(
     """
     writers = {"onnx": _to_onnx, "torch-export": _to_program, "safetensors": _to_weights}
     if format not in writers:
-        msg = f"unknown export format {format!r}: choose from {', '.join(SUFFIXES)}"
+        msg = (
+            f"unknown export format {format!r}: choose from {', '.join(SUFFIXES)}; "
+            "prunegraph.artefacts.sparse.save_sparse writes sparse files"
+        )
         raise ConfigError(msg)
     if Path(path).suffix != SUFFIXES[format]:
         msg = f"{path} must end in {SUFFIXES[format]}, as {format} files do"
