@@ -10,7 +10,7 @@ from typing import Any
 from prunegraph.artefacts.masked import StoredMask
 from prunegraph.artefacts.pruned import StoredChannels
 from prunegraph.core.console import Console
-from prunegraph.core.errors import BudgetError
+from prunegraph.core.errors import BudgetError, ConfigError
 from prunegraph.core.files import write_json
 from prunegraph.core.tensors import parameter_digest
 from prunegraph.core.user_code import is_factory
@@ -19,7 +19,7 @@ from prunegraph.evaluation.log import OutcomeLog
 from prunegraph.graph import unwrap
 from prunegraph.layerwise.recalibrate import recalibrate_on
 from prunegraph.methods.controls import CONTROL_CRITERIA, WidthsControl
-from prunegraph.methods.method import Method, Result
+from prunegraph.methods.method import Method, Problem, Result
 from prunegraph.methods.registry import CLASSES, baseline_names, load, make_method, unknown_method
 from prunegraph.runs.context import Mask, RunContext
 from prunegraph.runs.finetune import save_network
@@ -108,6 +108,22 @@ def check_methods(plan: Plan, contexts: Sequence[RunContext]) -> None:
             continue
         for problem in problems:
             method.check(problem)
+            if isinstance(options, PruneConfig):
+                _check_read(options, method, problem)
+
+
+def _check_read(options: PruneConfig, method: Any, problem: Problem) -> None:
+    """Raise ConfigError for an option that the method does not read; it is not the agent."""
+    given, usual = vars(options), vars(SearchOptions())
+    for name in ("policy", "budgets", "agent"):
+        if given[name] != usual[name]:
+            msg = f"--{name} is for the agent: {options.method} does not read it, drop it"
+            raise ConfigError(msg)
+    needed = getattr(method, "networks_needed", None)
+    runs = method.searches or (needed is not None and needed(problem.graph) > 0)
+    if options.networks != usual["networks"] and not runs:
+        msg = f"--networks is for searches: {options.method} does not search, drop it"
+        raise ConfigError(msg)
 
 
 def choose_masks(plan: Plan, jobs: Jobs, stores: Sequence[CandidateStore]) -> None:

@@ -215,7 +215,7 @@ def test_a_missing_library_says_how_to_install_it(
 
 
 def test_an_unknown_format_lists_the_known_ones(pruned: nn.Module, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="onnx, torch-export, safetensors; .*save_sparse writes"):
+    with pytest.raises(ConfigError, match=r"onnx, torch-export, safetensors; .*save_sparse writes"):
         export(pruned, EXAMPLE, tmp_path / "net.xyz", format="xyz")
 
 

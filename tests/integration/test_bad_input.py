@@ -77,6 +77,12 @@ def images(tmp_path: Path) -> Path:
             "compare --arch digits_resnet110_w4 --methods l1/sensitivity --networks 40",
             "networks=40 is too few for l1/sensitivity, which runs",
         ),
+        (
+            "prune l1/uniform --networks 10",
+            "--networks is for searches: l1/uniform does not",
+        ),
+        ("prune magnitude --sparsity 0.5 --networks 10", "--networks is for searches: magnitude"),
+        ("prune cem --policy resnet-cifar", "--policy is for the agent: cem does not read it"),
         ("train --networks 3", "networks=3 allows no update of the policy: give at least 34"),
         ("train --arch resnet20 --weights a b", "1 networks but 2 weights files"),
         ("train --agent.learning-rate nan", "agent.learning_rate=nan must lie in"),
