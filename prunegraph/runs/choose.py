@@ -19,7 +19,7 @@ from prunegraph.evaluation.log import OutcomeLog
 from prunegraph.graph import unwrap
 from prunegraph.layerwise.recalibrate import recalibrate_on
 from prunegraph.methods.controls import CONTROL_CRITERIA, WidthsControl
-from prunegraph.methods.method import Method, Problem, Result
+from prunegraph.methods.method import ChannelMethod, Method, Problem, Result
 from prunegraph.methods.registry import CLASSES, baseline_names, load, make_method, unknown_method
 from prunegraph.runs.context import Mask, RunContext
 from prunegraph.runs.finetune import save_network
@@ -112,16 +112,15 @@ def check_methods(plan: Plan, contexts: Sequence[RunContext]) -> None:
                 _check_read(options, method, problem)
 
 
-def _check_read(options: PruneConfig, method: Any, problem: Problem) -> None:
+def _check_read(options: PruneConfig, method: Method, problem: Problem) -> None:
     """Raise ConfigError for an option that the method does not read; it is not the agent."""
     given, usual = vars(options), vars(SearchOptions())
     for name in ("policy", "budgets", "agent"):
         if given[name] != usual[name]:
             msg = f"--{name} is for the agent: {options.method} does not read it, drop it"
             raise ConfigError(msg)
-    needed = getattr(method, "networks_needed", None)
-    runs = method.searches or (needed is not None and needed(problem.graph) > 0)
-    if options.networks != usual["networks"] and not runs:
+    tries = isinstance(method, ChannelMethod) and method.networks_needed(problem.graph) > 0
+    if options.networks != usual["networks"] and not (method.searches or tries):
         msg = f"--networks is for searches: {options.method} does not search, drop it"
         raise ConfigError(msg)
 
