@@ -1,7 +1,6 @@
 """What views, slices, joins and copies do to labels: they run on the label tensor too."""
 
 import math
-from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -94,7 +93,8 @@ def pick(recorder: LabelRecorder, call: OpCall) -> None:
     if call.name != "gather" and axes == [0] and call.out.ndim == source.ndim > 2:
         stored = recorder.weight_view(source)
         if stored is not None and not isinstance(stored.axes[0], tuple):  # layers of a stack
-            recorder.set_weight_view(call.out, replace(stored, axes=(None, *stored.axes[1:])))
+            picked = stored.arranged([None, *range(1, source.ndim)])
+            recorder.set_weight_view(call.out, picked)
             return
     known = [recorder.labels_of(index) for index in indices if index is not None]
     if not all(map(recorder.is_constant, known)):

@@ -96,15 +96,11 @@ def _reduced(recorder: LabelRecorder, call: OpCall) -> bool:
         if channels is not None:
             recorder.note_mean(channels, axis - source.ndim)
     outputs = call.outputs()
-    kept = [axis for axis in range(source.ndim) if axis not in axes]
-    if outputs[0].ndim == source.ndim:
-        own = tuple(None if axis in axes else view.axes[axis] for axis in range(source.ndim))
-        starts = tuple(0 if axis in axes else view.starts[axis] for axis in range(source.ndim))
-    else:
-        own = tuple(view.axes[axis] for axis in kept)
-        starts = tuple(view.starts[axis] for axis in kept)
+    places = [None if axis in axes else axis for axis in range(source.ndim)]
+    if outputs[0].ndim < source.ndim:
+        places = [place for place in places if place is not None]
     for tensor in outputs:
-        _computed(recorder, tensor, replace(view, axes=own, starts=starts))
+        _computed(recorder, tensor, view.arranged(places))
     return True
 
 

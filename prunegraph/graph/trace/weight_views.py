@@ -41,12 +41,13 @@ class WeightView:
         """Whether it may hold a matrix for each head or expert."""
         return len(self.shape) == 3 and not self.computed
 
-    def permuted(self, permutation: Sequence[int]) -> "WeightView":
-        """Return the view with its axes in another order."""
+    def arranged(self, places: Iterable[int | None]) -> "WeightView":
+        """Return the view with its axes in another order, and new ones where a place is None."""
+        order = [*places]
         return replace(
             self,
-            axes=tuple(self.axes[axis] for axis in permutation),
-            starts=tuple(self.starts[axis] for axis in permutation),
+            axes=tuple(None if place is None else self.axes[place] for place in order),
+            starts=tuple(0 if place is None else self.starts[place] for place in order),
         )
 
     def narrowed(self, axis: int, start: int) -> "WeightView":
@@ -62,22 +63,15 @@ class WeightView:
             return None
         if axis is not None:
             selected = (*selected, (axis, self.starts[place] + position))
-        axes, starts = list(self.axes), list(self.starts)
-        del axes[place], starts[place]
-        return replace(self, axes=tuple(axes), starts=tuple(starts), selected=selected)
-
-    def added(self, number: int) -> "WeightView":
-        """Return the view repeated along new axes in front."""
-        return replace(
-            self, axes=(*[None] * number, *self.axes), starts=(*[0] * number, *self.starts)
-        )
+        others = (other for other in range(len(self.axes)) if other != place)
+        return replace(self.arranged(others), selected=selected)
 
     def flattened(self, before: Sequence[int], after: Sequence[int]) -> "WeightView | None":
         """Return the matrices of a repeated stack one after the other, as ``matmul`` takes them."""
         repeated = len(after) == 3 and not any(axis is not None for axis in self.axes[:-3])
         if not repeated or list(before[-2:]) != list(after[1:]):
             return None
-        return replace(self, axes=(None, *self.axes[-2:]), starts=(0, *self.starts[-2:]))
+        return self.arranged([None, -2, -1])
 
     def viewed(self, before: Sequence[int], after: Sequence[int]) -> "WeightView | None":
         """Return the view in another shape; None if its axes cannot be told."""
@@ -95,12 +89,7 @@ class WeightView:
         if any(isinstance(axis, int) and self.shape[axis] > 1 for axis in left_out):
             return None
         left = iter(wide)
-        order = [next(left) if size > 1 else None for size in after]
-        return replace(
-            self,
-            axes=tuple(None if axis is None else self.axes[axis] for axis in order),
-            starts=tuple(0 if axis is None else self.starts[axis] for axis in order),
-        )
+        return self.arranged(next(left) if size > 1 else None for size in after)
 
     def merged(self, before: Sequence[int], after: Sequence[int]) -> "WeightView | None":
         """Return the view with neighbouring axes merged, or divided again; None if it is another.
@@ -228,7 +217,7 @@ def moved(
     source: Tensor = args[0]
     permutation = _permutation(name, args)
     if permutation is not None:
-        return [view.permuted(permutation)]
+        return [view.arranged(permutation)]
     match name:
         case "split" | "split_with_sizes":
             axis, start = (args[2] if len(args) > 2 else kwargs.get("dim", 0)) % source.ndim, 0
@@ -255,7 +244,8 @@ def moved(
             return None if viewed is None else [viewed]
         case "expand" if view.is_stack and 1 not in source.shape:
             added = out[0].ndim - source.ndim
-            return [view.added(added)] if out[0].shape[added:] == source.shape else None
+            repeated = out[0].shape[added:] == source.shape
+            return [view.arranged([*[None] * added, *range(source.ndim)])] if repeated else None
         case _:
             return None
 
