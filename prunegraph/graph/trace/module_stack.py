@@ -19,7 +19,7 @@ class ModuleStack:
     """Knows the path of the module whose forward is running."""
 
     def __init__(self, model: nn.Module) -> None:
-        self._modules = dict(model.named_modules())
+        self._modules: dict[str, nn.Module] = dict(model.named_modules())
         self._names = {id(module): name for name, module in self._modules.items()}
         self._kinds: dict[CodeType, set[type]] = {}
         for kind in {type(module) for module in self._modules.values()}:
@@ -36,9 +36,14 @@ class ModuleStack:
         return self._stack[-1] if self._stack else ""
 
     @property
+    def running(self) -> nn.Module:
+        """That module."""
+        return self._modules[self.current]
+
+    @property
     def running_own_code(self) -> bool:
         """True if that module's class is the user's own, not one of ``torch.nn``."""
-        return is_custom(type(self._modules[self.current]))
+        return is_custom(type(self.running))
 
     def named(self, reads: set[Read]) -> set[tuple[str, str]]:
         """Return reads of the model's modules by path; others of their classes are left out."""
@@ -58,7 +63,7 @@ class ModuleStack:
             frame = frame.f_back
         else:
             return None
-        if isinstance(self._modules[self.current], tuple(kinds)):
+        if isinstance(self.running, tuple(kinds)):
             return self.current
         inside = f"{self.current}." if self.current else ""
         named = (name for kind in kinds for name in self._by_kind[kind])

@@ -94,19 +94,7 @@ class LabelRecorder(StepRecorder):
         super().__init__(rules)
         self._model = model
         self.by_width = by_width
-        self._multihead = {
-            name for name, module in model.named_modules() if is_dense_attention(module)
-        }
-        self._norms = {
-            name
-            for name, module in model.named_modules()
-            if isinstance(module, nn.LayerNorm | nn.RMSNorm | nn.GroupNorm)
-        }
-        self._recurrent = {
-            name
-            for name in recurrent_weights(model)
-            if name.rpartition(".")[2].startswith("weight_hh")
-        }
+        self._recurrent = recurrent_weights(model)
         self.recording = Recording()
         self.store = self.recording.store
         self.lifetimes = self.recording.lifetimes
@@ -155,17 +143,18 @@ class LabelRecorder(StepRecorder):
     @property
     def in_multihead_attention(self) -> bool:
         """True in an ``nn.MultiheadAttention``, whose slim successor keeps the scale."""
-        return self.modules.current in self._multihead
+        return is_dense_attention(self.modules.running)
 
     @property
     def in_norm_module(self) -> bool:
         """True in a layer, RMS or group norm of torch's, whose sizes surgery knows."""
-        return self.modules.current in self._norms
+        return isinstance(self.modules.running, nn.LayerNorm | nn.RMSNorm | nn.GroupNorm)
 
     def is_recurrent(self, weight: Tensor) -> bool:
         """Return whether a stored weight is the recurrent one of a layer or cell of torch's."""
         view = self.weight_view(weight)
-        return view is not None and view.name in self._recurrent
+        name = "" if view is None else view.name
+        return name in self._recurrent and name.rpartition(".")[2].startswith("weight_hh")
 
     def cause(self, call: OpCall, reason: str) -> FrozenOp:
         """Return a freeze's cause for an op."""
