@@ -3,24 +3,19 @@
 from dataclasses import replace
 from math import prod
 
+from torch import Tensor
+
 from prunegraph.graph.rules.shared.constants import freeze_if_constant
 from prunegraph.graph.rules.shared.products import record_product
 from prunegraph.graph.rules.shared.tokens import mix_tokens, mixes_tokens
-from prunegraph.graph.rules.shared.weights import (
-    is_computed,
-    stored_axis,
-    tie_parameter,
-    weight_name,
-)
+from prunegraph.graph.rules.shared.weights import record, tie_parameter
 from prunegraph.graph.trace.labels import along, is_neutral, varying_axes
 from prunegraph.graph.trace.recorder import LabelRecorder, OpCall
-from prunegraph.graph.trace.recording import RecordedOp
 
 
 def _computed_convolution(recorder: LabelRecorder, call: OpCall) -> None:
     """A weight that is made in the forward: channels pass where each has a kernel of its own."""
-    source, weight, bias, stride, _, _, transposed = call.args[:7]
-    positions = prod((source if transposed else call.out).shape[2:])
+    source, weight, bias = call.args[:3]
     blurs = weight.shape[:2] == (source.shape[1], 1) and call.args[8] == source.shape[1]
     kernels = recorder.labels_of(weight)
     own = bool(varying_axes(kernels)) and set(varying_axes(kernels)) <= {0}
@@ -29,7 +24,7 @@ def _computed_convolution(recorder: LabelRecorder, call: OpCall) -> None:
     if not (blurs and (own or recorder.is_constant(kernels))):
         recorder.recording.computed |= recorder.sources.of(weight)
         recorder.freeze_all(call, "convolution with a computed weight")
-        record_product(recorder, source.shape[0] * positions * weight.numel())
+        record_product(recorder, _positions(call) * weight.numel())
         return
     channels = recorder.channel_labels(recorder.labels_of(source), 1)
     tie_parameter(recorder, bias, channels)
@@ -38,28 +33,12 @@ def _computed_convolution(recorder: LabelRecorder, call: OpCall) -> None:
     recorder.set_labels(call.out, along(channels, 1, call.out.shape))
     if recorder.modules.running_own_code:
         recorder.note_sizes(channels)  # `groups`
-    kernel = prod(weight.shape[2:])
-    recorder.recording.ops.append(
-        RecordedOp(
-            module=recorder.modules.current,
-            kind="conv",
-            in_labels=channels[:0],
-            out_labels=channels,
-            macs_coefficient=float(source.shape[0] * positions * kernel),
-            param=None,
-            kernel_size=kernel,
-            stride=stride[0],
-            groups=len(channels),
-            depthwise=True,
-            spatial=prod(call.out.shape[2:]),
-        )
-    )
+    _record(recorder, call, channels[:0], channels, depthwise=True)
 
 
 def convolution(recorder: LabelRecorder, call: OpCall) -> None:
     """Unite the input's channels with the weight's input axis; the output's are fresh."""
-    source, weight, bias, stride, _padding, _dilation, transposed = call.args[:7]
-    groups: int = call.args[8]
+    (source, weight, bias), transposed, groups = call.args[:3], call.args[6], call.args[8]
     if recorder.weight_view(weight) is None:
         _computed_convolution(recorder, call)
         return
@@ -99,24 +78,35 @@ def convolution(recorder: LabelRecorder, call: OpCall) -> None:
         channels_out = out_labels.repeat(groups)
     tie_parameter(recorder, bias, channels_out)
     recorder.set_labels(call.out, along(channels_out, 1, call.out.shape))
-    positions = prod((source if transposed else call.out).shape[2:])
+    inputs = in_labels[:0] if depthwise else in_labels
+    _record(recorder, call, inputs, out_labels, depthwise=depthwise)
+
+
+def _positions(call: OpCall) -> int:
+    """Return at how many positions a convolution reads each tap of its kernel."""
+    source: Tensor = call.args[0]
+    return source.shape[0] * prod((source if call.args[6] else call.out).shape[2:])
+
+
+def _record(
+    recorder: LabelRecorder, call: OpCall, inputs: Tensor, outputs: Tensor, *, depthwise: bool
+) -> None:
+    """Count a convolution."""
+    weight, stride, transposed, groups = (call.args[place] for place in (1, 3, 6, 8))
     kernel = prod(weight.shape[2:])
-    recorder.recording.ops.append(
-        RecordedOp(
-            module=recorder.modules.current,
-            kind="conv",
-            in_labels=in_labels[:0] if depthwise else in_labels,
-            out_labels=out_labels,
-            macs_coefficient=float(source.shape[0] * positions * kernel),
-            param=weight_name(recorder, weight),
-            kernel_size=kernel,
-            stride=stride[0],
-            groups=groups,
-            depthwise=depthwise,
-            spatial=prod(call.out.shape[2:]),
-            out_axis=stored_axis(recorder, weight, 1 if transposed and not depthwise else 0),
-            computed=is_computed(recorder, weight),
-        )
+    record(
+        recorder,
+        "conv",
+        _positions(call) * kernel,
+        inputs,
+        outputs,
+        weight,
+        1 if transposed and not depthwise else 0,
+        kernel_size=kernel,
+        stride=stride[0],
+        groups=groups,
+        depthwise=depthwise,
+        spatial=prod(call.out.shape[2:]),
     )
 
 

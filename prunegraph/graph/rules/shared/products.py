@@ -5,9 +5,9 @@ from math import prod
 import torch
 from torch import Tensor
 
+from prunegraph.graph.rules.shared.weights import record
 from prunegraph.graph.trace.labels import NEUTRAL, along, narrow_constant, neutral, varying_axes
 from prunegraph.graph.trace.recorder import LabelRecorder, OpCall
-from prunegraph.graph.trace.recording import RecordedOp
 
 NO_AXIS = torch.empty(0, dtype=torch.int64)
 
@@ -19,16 +19,7 @@ def record_product(
     recorder: LabelRecorder, macs: float, outputs: Tensor = NO_AXIS, inputs: Tensor = NO_AXIS
 ) -> None:
     """Count a product: multiply-adds for each position of the two axes."""
-    recorder.recording.ops.append(
-        RecordedOp(
-            module=recorder.modules.current,
-            kind="matmul",
-            in_labels=inputs,
-            out_labels=outputs,
-            macs_coefficient=float(macs),
-            param=None,
-        )
-    )
+    record(recorder, "matmul", macs, inputs, outputs)
 
 
 def unite_heads(recorder: LabelRecorder, operands: list[Tensor]) -> Tensor:

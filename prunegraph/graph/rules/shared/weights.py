@@ -1,5 +1,7 @@
 """Weights that layers read, by name and axis."""
 
+from typing import Any
+
 from torch import Tensor
 
 from prunegraph.graph.trace.recorder import LabelRecorder
@@ -14,23 +16,43 @@ def tie_parameter(recorder: LabelRecorder, tensor: Tensor | None, channels: Tens
     recorder.store.unite(recorder.labels_of(tensor) if labels is None else labels, channels)
 
 
-def weight_name(recorder: LabelRecorder, weight: Tensor) -> str | None:
-    """Return the name of the stored weight that a tensor is a view of."""
-    stored = recorder.weight_view(weight)
-    return None if stored is None else stored.name
+def record(
+    recorder: LabelRecorder,
+    kind: str,
+    macs: float,
+    in_labels: Tensor,
+    out_labels: Tensor,
+    weight: Tensor | None = None,
+    out_position: int = 0,
+    **sizes: Any,
+) -> None:
+    """Count an operation: multiply-adds for each position of its two axes.
 
-
-def is_computed(recorder: LabelRecorder, weight: Tensor) -> bool:
-    """Return whether the forward makes a weight of stored ones."""
-    stored = recorder.weight_view(weight)
-    return stored is not None and stored.computed
-
-
-def stored_axis(recorder: LabelRecorder, weight: Tensor, position: int) -> int:
-    """Return which axis of the stored weight an axis of its view is."""
-    stored = recorder.weight_view(weight)
-    axis = None if stored is None else stored.axes[position]
-    return axis if isinstance(axis, int) else position
+    Args:
+        recorder: of the forward.
+        kind: as in ``OpNode``.
+        macs: multiply-adds for a pair of positions.
+        in_labels: of the axis that it reads.
+        out_labels: of the axis that it writes.
+        weight: a view of a stored weight, or None.
+        out_position: the axis of this view along which the outputs lie.
+        sizes: other fields of ``RecordedOp``.
+    """
+    view = None if weight is None else recorder.weight_view(weight)
+    axis = None if view is None else view.axes[out_position]
+    recorder.recording.ops.append(
+        RecordedOp(
+            module=recorder.modules.current,
+            kind=kind,
+            in_labels=in_labels,
+            out_labels=out_labels,
+            macs_coefficient=float(macs),
+            param=None if view is None else view.name,
+            out_axis=axis if isinstance(axis, int) else out_position,
+            computed=view is not None and view.computed,
+            **sizes,
+        )
+    )
 
 
 def record_linear(
@@ -42,16 +64,4 @@ def record_linear(
     out_position: int = 0,
 ) -> None:
     """Count a product of ``rows`` rows with a weight, whose outputs lie along ``out_position``."""
-    recorder.recording.ops.append(
-        RecordedOp(
-            module=recorder.modules.current,
-            kind="linear",
-            in_labels=in_labels,
-            out_labels=out_labels,
-            macs_coefficient=float(rows),
-            param=weight_name(recorder, weight),
-            spatial=rows,
-            out_axis=stored_axis(recorder, weight, out_position),
-            computed=is_computed(recorder, weight),
-        )
-    )
+    record(recorder, "linear", rows, in_labels, out_labels, weight, out_position, spatial=rows)
