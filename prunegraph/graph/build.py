@@ -17,7 +17,7 @@ from prunegraph.graph.costs.memory import MemoryModel
 from prunegraph.graph.graph import FrozenOp, Group, OpNode, Place, SizeAttribute, StructureGraph
 from prunegraph.graph.slim_attention import is_dense_attention
 from prunegraph.graph.trace.attribute_reads import is_custom, named_by_forward
-from prunegraph.graph.trace.labels import NEUTRAL, FreezeEvent
+from prunegraph.graph.trace.labels import NEUTRAL, FreezeEvent, labelled
 from prunegraph.graph.trace.recording import UNREAD, Recording, SizeUse
 
 MODEL_INPUT, MODEL_OUTPUT = "model input", "model output"
@@ -68,7 +68,7 @@ class GraphBuilder:
         self.checked, self.checked_first, self.ignored = checked, checked_first, ignored
         self.recording = recording
         self.written = written
-        self.components = recording.store.components()
+        self.components = recording.store.components().numpy()
         self._sizes = np.bincount(self.components)
         self.events: dict[int, FreezeEvent] = {}
         for label, event in recording.store.events.items():
@@ -217,7 +217,7 @@ class GraphBuilder:
         for op in self.recording.ops:
             for labels in (op.in_labels, op.out_labels):
                 if self._has_constants(labels):
-                    known = self.components[labels[labels != NEUTRAL].numpy()]
+                    known = self.components[labelled(labels).numpy()]
                     self._freeze(known, op.module, "product with constants among its channels")
 
     def _has_constants(self, labels: Tensor) -> bool:

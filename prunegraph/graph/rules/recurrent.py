@@ -17,7 +17,7 @@ from prunegraph.graph.rules.shared.constants import freeze_if_constant
 from prunegraph.graph.rules.shared.products import record_product
 from prunegraph.graph.rules.shared.weights import record_linear, tie_parameter
 from prunegraph.graph.trace.attribute_reads import is_custom
-from prunegraph.graph.trace.labels import NEUTRAL, along, narrow_constant, varying_axes
+from prunegraph.graph.trace.labels import along, labelled, narrow_constant, varying_axes
 from prunegraph.graph.trace.recorder import LabelRecorder, OpCall
 from prunegraph.graph.trace.recording import RecordedOp, Recording, SizeUse
 from prunegraph.graph.trace.weight_views import recurrent_weights
@@ -160,11 +160,10 @@ def returned_state(recording: Recording, labels: Tensor, model: nn.Module) -> Fr
     """Return why channels of an output stay, if it is the state of a recurrent layer."""
     known = {name: recording.axis_labels.get(name, {}).get(1) for name in recurrent_weights(model)}
     units = {name: own for name, own in known.items() if "weight_hh" in name and own is not None}
-    own = narrow_constant(labels).unique()
-    own = own[own != NEUTRAL]
+    own = labelled(narrow_constant(labels)).unique()
     if not units or not len(own):
         return None
-    component = torch.from_numpy(recording.store.components())
+    component = recording.store.components()
     for name, those in units.items():
         if bool(torch.isin(component[own], component[those]).all()):
             module = name.rpartition(".")[0]

@@ -91,6 +91,11 @@ def is_neutral(labels: Tensor) -> bool:
     return is_scalar(labels) and int(labels.reshape(-1)[0]) == NEUTRAL
 
 
+def labelled(labels: Tensor) -> Tensor:
+    """Return the labels one after the other, but for that of constants."""
+    return labels[labels != NEUTRAL]
+
+
 def along(labels: Tensor, axis: int, shape: Sequence[int]) -> Tensor:
     """Spread the 1-D ``labels`` along one axis of ``shape``, with stride 0 elsewhere."""
     view = [1] * len(shape)
@@ -193,7 +198,7 @@ class LabelStore:
             if label != NEUTRAL:
                 self.events.setdefault(label, event)
 
-    def components(self) -> IntArray:
+    def components(self) -> Tensor:
         """Return ``[num_labels]`` the component of each label."""
         known = self._component
         first = int(known.max(initial=-1)) + 1
@@ -208,4 +213,4 @@ class LabelStore:
             known = joined.astype(np.int64)[known]
             self._left, self._right = [], []
         self._component = known
-        return known.copy()
+        return torch.from_numpy(known.copy())

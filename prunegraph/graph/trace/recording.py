@@ -13,6 +13,7 @@ from prunegraph.graph.trace.labels import (
     NEUTRAL,
     LabelSet,
     LabelStore,
+    labelled,
     narrow_constant,
     varying_axes,
 )
@@ -235,7 +236,7 @@ class Recording:
         if rest:
             component, is_head = self._heads()
             for parts in rest:
-                if not all(bool(is_head[component[part[part != NEUTRAL]]].all()) for part in parts):
+                if not all(bool(is_head[component[labelled(part)]].all()) for part in parts):
                     self._tie(parts)
 
     def _tie(self, parts: list[Tensor]) -> None:
@@ -252,14 +253,14 @@ class Recording:
         """
         component, is_head = self._heads()
         for share in self.shared:
-            if bool(is_head[component[share.parts[share.parts != NEUTRAL]]].any()):
+            if bool(is_head[component[labelled(share.parts)]].any()):
                 self.store.freeze(share.one, share.cause)
             else:
                 self.store.unite(share.one, share.parts)
         for labels in self.splits:
             axis = varying_axes(labels)[0]
             parts = labels.movedim(axis, 0).flatten(1)
-            known = component[parts[parts != NEUTRAL]]
+            known = component[labelled(parts)]
             whole = known.shape == (parts.numel(),) and torch.equal(
                 component[parts], component[parts[:, :1]].expand_as(parts)
             )
@@ -304,7 +305,7 @@ class Recording:
         Where the positions of each head hang together, heads leave; else all heads, or experts,
         stay, and lose the same positions.
         """
-        component = torch.from_numpy(self.store.components())
+        component = self.store.components()
         for (name, (first, second)), labels in self.stacks.items():
             own = component[labels]
             if torch.equal(own, own[:, :1].expand_as(own)):
@@ -324,8 +325,7 @@ class Recording:
         All stay: each alone would be a node of the graph, and a row of what is measured.
         """
         for labels in self.outputs:
-            own = narrow_constant(labels).unique()
-            own = own[own != NEUTRAL]
+            own = labelled(narrow_constant(labels)).unique()
             if own.numel() > WIDE:
                 self.store.unite(own[1:], own[:1])
 
@@ -334,8 +334,8 @@ class Recording:
 
         A recurrent cell of a user's own begins with zeros, as many as an attribute says.
         """
-        component = torch.from_numpy(self.store.components())
-        outputs = [op.out_labels[op.out_labels != NEUTRAL] for op in self.ops]
+        component = self.store.components()
+        outputs = [labelled(op.out_labels) for op in self.ops]
         made = component[torch.cat(outputs)] if outputs else component[:0]
         for read in self.constants:
             if not bool(torch.isin(component[read.labels], made).all()):
@@ -389,7 +389,7 @@ class Recording:
         Returns:
             Whether something was tied that was not before.
         """
-        component = torch.from_numpy(self.store.components())
+        component = self.store.components()
         named: dict[tuple[str, int], Tensor] = {}
         tied = False
         for use in (*self.size_uses, *self.filled):
@@ -404,7 +404,7 @@ class Recording:
     def tells_apart(self, modules: set[str]) -> bool:
         """Return whether some module named one number for sizes of different channels."""
         named: dict[tuple[str, int], Tensor] = {}
-        component = torch.from_numpy(self.store.components())
+        component = self.store.components()
         for use in self.size_uses:
             own = component[use.labels.reshape(-1)]
             key = use.module, use.labels.shape[use.axis]
@@ -414,8 +414,8 @@ class Recording:
 
     def _heads(self) -> tuple[Tensor, Tensor]:
         """Return the component of each label, and whether a component is a head."""
-        component = torch.from_numpy(self.store.components())
+        component = self.store.components()
         is_head = torch.zeros(self.store.num_labels, dtype=torch.bool)
         for labels in self.heads:
-            is_head[component[labels[labels != NEUTRAL]]] = True
+            is_head[component[labelled(labels)]] = True
         return component, is_head

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from prunegraph.graph.graph import FrozenOp, StructureGraph
-from prunegraph.graph.trace.labels import NEUTRAL
+from prunegraph.graph.trace.labels import NEUTRAL, labelled
 from prunegraph.graph.trace.recording import Recording, SizeUse
 
 CONTAINERS = (nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict)
@@ -26,15 +26,14 @@ def unread_weights(recording: Recording) -> set[str]:
 
     Training may: a variational network's layer of deviations is run and left out in eval mode.
     """
-    component = torch.from_numpy(recording.store.components())
-    labels = [op.in_labels[op.in_labels != NEUTRAL] for op in recording.ops]
+    component = recording.store.components()
+    labels = [labelled(op.in_labels) for op in recording.ops]
     read = torch.zeros(len(component), dtype=torch.bool)
     read[component[torch.cat([*labels, torch.tensor([*recording.store.events]).long()])]] = True
     return {
         op.param
         for op in recording.ops
-        if op.param is not None
-        and not bool(read[component[op.out_labels[op.out_labels != NEUTRAL]]].any())
+        if op.param is not None and not bool(read[component[labelled(op.out_labels)]].any())
     }
 
 
@@ -81,7 +80,7 @@ class _Experts:
 
     def __init__(self, recording: Recording) -> None:
         self._labels = recording.axis_labels
-        self._component = torch.from_numpy(recording.store.components())
+        self._component = recording.store.components()
         self._outputs: set[int] = set().union(*map(self._components, recording.outputs))
         self._owners: dict[int, set[str]] = {}
         for name, axes in self._labels.items():
@@ -110,7 +109,7 @@ class _Experts:
         return True
 
     def _components(self, labels: Tensor) -> set[int]:
-        return set(self._component[labels[labels != NEUTRAL]].tolist())
+        return set(self._component[labelled(labels)].tolist())
 
 
 def _held(part: nn.Module | Tensor) -> list[tuple[str, Tensor]]:
@@ -168,7 +167,7 @@ class _Join:
 
     def __init__(self, recording: Recording, training: Recording) -> None:
         self._recording, self._training = recording, training
-        self._component = torch.from_numpy(training.store.components())
+        self._component = training.store.components()
         self._known = torch.full((int(self._component.max()) + 1,), NEUTRAL)
         self._joined = torch.zeros(len(self._known), dtype=torch.bool)
         self._shared = [
@@ -199,7 +198,7 @@ class _Join:
         """Let what training ties to the outputs of these weights be tied."""
         for op in self._training.ops:
             if op.param in weights:
-                self._joined[self._component[op.out_labels[op.out_labels != NEUTRAL]]] = True
+                self._joined[self._component[labelled(op.out_labels)]] = True
 
     def tie(self) -> None:
         """Tie what the weights that were followed tie, and take over the sizes they need."""

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from prunegraph.graph.trace.labels import NEUTRAL, narrow_alike
+from prunegraph.graph.trace.labels import labelled, narrow_alike
 from prunegraph.graph.trace.recorder import LabelRecorder
 from prunegraph.graph.trace.recording import RecordedParts
 
@@ -56,5 +56,4 @@ def _along_batch(recorder: LabelRecorder) -> Tensor | None:
     if not batched:
         return None
     parts = [*recorder.recording.heads, *(part for each in batched for part in each.parts)]
-    known = torch.cat([part.reshape(-1) for part in parts])
-    return known[known != NEUTRAL]
+    return torch.cat([labelled(part) for part in parts])

@@ -11,7 +11,7 @@ from collections.abc import Collection, Mapping
 import torch
 from torch import Tensor
 
-from prunegraph.graph.trace.labels import NEUTRAL, along, narrow_alike, varying_axes
+from prunegraph.graph.trace.labels import along, labelled, narrow_alike, varying_axes
 from prunegraph.graph.trace.recorder import LabelRecorder, OpCall, Rule
 from prunegraph.graph.trace.recording import RecordedCopy, Recording, SizeUse
 
@@ -68,11 +68,11 @@ def copies_for_heads(recording: Recording) -> set[int]:
     """Return the copies that are as many as heads of their module which cannot leave as it is."""
     if not recording.copies:
         return set()
-    component = torch.from_numpy(recording.store.components())
+    component = recording.store.components()
     frozen = component[torch.tensor([*recording.store.events], dtype=torch.int64)]
 
     def is_stuck(labels: Tensor) -> bool:
-        own = component[labels[labels != NEUTRAL]].unique()
+        own = component[labelled(labels)].unique()
         return own.numel() == 1 or bool(torch.isin(own, frozen).all())
 
     stuck: set[tuple[str | None, int]] = set()
