@@ -62,7 +62,7 @@ class Change:
     def made(self) -> Tensor:
         """Return the values, in memory of their own if they differ from the dense network's."""
         source = self._values()
-        made = cut(source, self.keep) if self.cut else source
+        made = narrowed(source, self.keep) if self.cut else source
         for axis in range(made.ndim):
             if (by := self._by(axis)) is not None:
                 by = by.view([-1 if other == axis else 1 for other in range(made.ndim)])
@@ -90,7 +90,7 @@ def drawn(tensor: Tensor, seed: int) -> Tensor:
     return made.to(tensor.dtype)
 
 
-def cut(data: Tensor, keep: Mapping[int, Tensor]) -> Tensor:
+def narrowed(data: Tensor, keep: Mapping[int, Tensor]) -> Tensor:
     """Return the kept positions; the data itself if all are."""
     for axis, kept in keep.items():
         data = data.index_select(axis, kept.nonzero().flatten())

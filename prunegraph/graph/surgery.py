@@ -22,13 +22,7 @@ from prunegraph.graph.branches import fill_empty, without_branches
 from prunegraph.graph.channel_gather import ZERO_CHANNEL, ChannelGather
 from prunegraph.graph.copying import copy_network, drop_kept, like
 from prunegraph.graph.graph import Place, StructureGraph
-from prunegraph.graph.late_weights import (
-    LateWeight,
-    can_be_late,
-    change_of,
-    cut,
-    late,
-)
+from prunegraph.graph.late_weights import LateWeight, can_be_late, change_of, late, narrowed
 from prunegraph.graph.masked_norm import MaskedNorm, mean_over_kept
 from prunegraph.graph.module_sizes import (
     fix_module_sizes,
@@ -87,15 +81,7 @@ def apply_mask(
         MaskError: the mask is not of this graph.
         SurgeryError: the graph is not of this network.
     """
-    plans = slice_plans(model, graph, mask)
-    made = _late_or(take, cut=True) if lately else take
-    memo = {key: made(plan.tensor, plan.keep) for key, plan in plans.items()}
-    for key, length in _kept_lengths(model, plans):
-        memo[key] = take(length, plans[key].keep) if key in plans else length
-    memo.update(_sliced_gathers(model, graph, mask.keep))
-    keeps = {key: plan.keep for key, plan in plans.items()}
-    multiply(model, memo, factors or {}, keeps, lately=lately)
-    pruned = copy_network(model, memo, share=lately)  # finds the new tensors in its memo
+    pruned, plans = _copied(model, graph, mask, cut=True, lately=lately, factors=factors)
     _resolve_norms(pruned)
     keep_first = {key: plan.keep[0] for key, plan in plans.items() if 0 in plan.keep}
     fix_module_sizes(model, pruned, keep_first)
@@ -104,8 +90,34 @@ def apply_mask(
         value = _put(getattr(owner, attribute.name), attribute.place, size)
         setattr(owner, attribute.name, value)
     drop_kept(pruned)
-    pruned = slim_attentions(model, pruned, keeps)
+    pruned = slim_attentions(model, pruned, {key: plan.keep for key, plan in plans.items()})
     return fill_empty(without_branches(pruned, graph, mask.keep))
+
+
+def _copied(
+    model: nn.Module,
+    graph: StructureGraph,
+    mask: ChannelMask,
+    *,
+    cut: bool,
+    lately: bool,
+    factors: Factors | None,
+) -> tuple[nn.Module, dict[int, SlicePlan]]:
+    """Return a copy whose tensors have lost what a mask removes, and what that is of each.
+
+    With ``cut`` it leaves, else it becomes zero; other arguments are those of ``apply_mask``.
+    """
+    plans = slice_plans(model, graph, mask)
+    tensors = {} if cut else _stored(model, graph.divisors)
+    whole = {id(tensors.get(name)) for name in graph.divisors}
+    made, now = _maker(cut=cut, lately=lately), take if cut else _zero
+    memo = {key: made(plan.tensor, plan.keep) for key, plan in plans.items() if key not in whole}
+    for key, length in _kept_lengths(model, plans):
+        memo[key] = now(length, plans[key].keep) if key in plans else length
+    memo |= _gathers(model, graph, mask.keep, cut=cut)
+    keeps = {key: plan.keep for key, plan in plans.items()} if cut else None
+    multiply(model, memo, factors or {}, keeps, lately=lately)
+    return copy_network(model, memo, share=lately), plans  # which finds them in its memo
 
 
 @torch.no_grad()
@@ -127,14 +139,21 @@ def _kept_lengths(model: nn.Module, plans: Mapping[int, SlicePlan]) -> Iterator[
 
 def _weight_norms(model: nn.Module) -> Iterator[tuple[Tensor, Tensor, int]]:
     """Yield the length and the vector of each ``weight_norm``, and the axis that has lengths."""
-    for module in model.modules():
+    for owner, norm in _norms(model):
+        if isinstance(norm, WeightNorm):
+            yield getattr(owner, f"{norm.name}_g"), getattr(owner, f"{norm.name}_v"), norm.dim
+        elif isinstance(norm, _WeightNorm):
+            yield owner.original0, owner.original1, norm.dim
+
+
+def _norms(network: nn.Module) -> Iterator[tuple[Any, object]]:
+    """Yield what may compute weights, hooks and parametrizations, after what holds the stored."""
+    for module in network.modules():
         for hook in module._forward_pre_hooks.values():
-            if isinstance(hook, WeightNorm):
-                parts = (getattr(module, f"{hook.name}_{part}") for part in "gv")
-                yield (*parts, hook.dim)
+            yield module, hook
         for made in getattr(module, "parametrizations", {}).values():
-            if isinstance(made[0], _WeightNorm):
-                yield made.original0, made.original1, made[0].dim
+            for each in made:
+                yield made, each
 
 
 @torch.no_grad()
@@ -143,19 +162,16 @@ def _resolve_norms(network: nn.Module) -> None:
 
     The singular vectors of the dense weight are none of the pruned one: the power method goes on.
     """
-    for module in network.modules():
-        for hook in module._forward_pre_hooks.values():
-            if isinstance(hook, WeightNorm):
-                setattr(module, hook.name, hook.compute_weight(module))
-            elif isinstance(hook, SpectralNorm):
-                for _ in range(NUM_POWER_ITERATIONS):
-                    weight = hook.compute_weight(module, do_power_iteration=True)
-                setattr(module, hook.name, weight)
-        for made in getattr(module, "parametrizations", {}).values():
-            for norm in (each for each in made if isinstance(each, _SpectralNorm)):
-                if made.original.ndim > 1:
-                    matrix = norm._reshape_weight_to_matrix(made.original)
-                    norm._power_method(matrix, NUM_POWER_ITERATIONS)
+    for owner, norm in _norms(network):
+        if isinstance(norm, WeightNorm):
+            setattr(owner, norm.name, norm.compute_weight(owner))
+        elif isinstance(norm, SpectralNorm):
+            for _ in range(NUM_POWER_ITERATIONS):
+                weight = norm.compute_weight(owner, do_power_iteration=True)
+            setattr(owner, norm.name, weight)
+        elif isinstance(norm, _SpectralNorm) and owner.original.ndim > 1:
+            matrix = norm._reshape_weight_to_matrix(owner.original)
+            norm._power_method(matrix, NUM_POWER_ITERATIONS)
 
 
 def _put(value: Any, place: Place, size: int) -> Any:
@@ -188,7 +204,7 @@ def multiply(
         kept: ``id`` of a tensor -> axis -> kept positions, where the copy's has these alone.
         lately: large weights are made when they are read.
     """
-    made = _late_or(_zero, cut=False) if lately else _zero
+    made = _maker(cut=False, lately=lately)
     for parameter in model.parameters():
         key = id(parameter)
         if key not in factors:
@@ -231,16 +247,7 @@ def zero_mask(
         MaskError: the mask is not of this graph.
         SurgeryError: the graph is not of this network.
     """
-    plans = slice_plans(model, graph, mask)
-    tensors = _stored(model, graph.divisors)
-    divisors = {id(tensors.get(name)) for name in graph.divisors}
-    made = _late_or(_zero, cut=False) if lately else _zero
-    memo = {k: made(p.tensor, p.keep) for k, p in plans.items() if k not in divisors}
-    for key, length in _kept_lengths(model, plans):
-        memo[key] = _zero(length, plans[key].keep) if key in plans else length
-    memo.update(_zeroed_gathers(model, graph, mask.keep))
-    multiply(model, memo, factors or {}, lately=lately)
-    silent = copy_network(model, memo, share=lately)
+    silent, plans = _copied(model, graph, mask, cut=False, lately=lately, factors=factors)
     for path, module in list(model.named_modules(remove_duplicate=False)):
         plan = plans.get(id(getattr(module, "weight", None)))
         if plan is None or isinstance(silent.get_submodule(path), MaskedNorm):
@@ -332,7 +339,7 @@ def _check_mask(graph: StructureGraph, mask: object) -> None:
 
 def take(tensor: Tensor, keep: Mapping[int, Tensor]) -> Tensor:
     """Return a new tensor of the kept positions, of the same kind and memory format."""
-    data = cut(tensor.detach(), keep)
+    data = narrowed(tensor.detach(), keep)
     return like(tensor, data.contiguous(memory_format=_memory_format(tensor)))
 
 
@@ -344,13 +351,12 @@ def _zero(tensor: Tensor, keep: Mapping[int, Tensor]) -> Tensor:
     return like(tensor, data)
 
 
-def _late_or(
-    now: Callable[[Tensor, Keep], Tensor], *, cut: bool
-) -> Callable[[Tensor, Keep], Tensor]:
-    """Return what makes a tensor when it is read, where it can be, else at once by ``now``."""
+def _maker(*, cut: bool, lately: bool) -> Callable[[Tensor, Keep], Tensor]:
+    """Return what makes a tensor of another: late, where it can be read later, or at once."""
+    now = take if cut else _zero
 
     def make(tensor: Tensor, keep: Keep) -> Tensor:
-        if not can_be_late(tensor):
+        if not lately or not can_be_late(tensor):
             return now(tensor, keep)
         return late(tensor, replace(change_of(tensor), keep=keep, cut=cut))
 
@@ -368,35 +374,24 @@ def _memory_format(tensor: Tensor) -> torch.memory_format:
 
 
 def _gathers(
-    model: nn.Module, graph: StructureGraph, keep: BoolArray
-) -> list[tuple[Tensor, Tensor, Tensor]]:
-    """Return ``(index [out], kept inputs [in], kept outputs [out])`` of each channel gather."""
-    found = []
+    model: nn.Module, graph: StructureGraph, keep: BoolArray, *, cut: bool
+) -> dict[int, Tensor]:
+    """Return ``id(index) -> new index`` of each channel gather: removed inputs give zeros.
+
+    Removed outputs leave, and places are the new ones; without ``cut`` they give zeros, too.
+    """
+    found = {}
     for path, (in_units, out_units) in graph.gathers.items():
         module = model.get_submodule(path)
         if not isinstance(module, ChannelGather):
             msg = f"{path} is no ChannelGather: the structure graph is of another network"
             raise SurgeryError(msg)
-        kept_in = torch.from_numpy(keep[in_units]).to(module.index.device)
-        kept_out = torch.from_numpy(keep[out_units]).to(module.index.device)
-        found.append((module.index, kept_in, kept_out))
+        index = module.index
+        kept_in = torch.from_numpy(keep[in_units]).to(index.device)
+        kept_out = torch.from_numpy(keep[out_units]).to(index.device)
+        read = index.clamp(min=0)
+        alive = (index >= 0) & kept_in[read] & kept_out
+        places = (kept_in.cumsum(0) - 1)[read] if cut else index
+        new = torch.where(alive, places, ZERO_CHANNEL)
+        found[id(index)] = new[kept_out] if cut else new
     return found
-
-
-def _sliced_gathers(model: nn.Module, graph: StructureGraph, keep: BoolArray) -> dict[int, Tensor]:
-    """Return ``id(index) -> new index``: kept outputs only, pointing at the new input positions."""
-    sliced = {}
-    for index, kept_in, kept_out in _gathers(model, graph, keep):
-        position = torch.where(kept_in, kept_in.cumsum(0) - 1, ZERO_CHANNEL)
-        old = index[kept_out]
-        sliced[id(index)] = torch.where(old < 0, old, position[old.clamp(min=0)])
-    return sliced
-
-
-def _zeroed_gathers(model: nn.Module, graph: StructureGraph, keep: BoolArray) -> dict[int, Tensor]:
-    """Return ``id(index) -> new index``: removed outputs and inputs give a channel of zeros."""
-    zeroed = {}
-    for index, kept_in, kept_out in _gathers(model, graph, keep):
-        alive = kept_out & (index >= 0) & kept_in[index.clamp(min=0)]
-        zeroed[id(index)] = torch.where(alive, index, ZERO_CHANNEL)
-    return zeroed
