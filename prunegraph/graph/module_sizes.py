@@ -57,26 +57,32 @@ def slim_attentions(
     Returns:
         The network: ``pruned`` itself unless that is an attention module.
     """
-    slim: dict[int, nn.Module] = {}  # a module may be used under several names
-    for path, module in list(dense.named_modules(remove_duplicate=False)):
-        if id(module) in slim:
-            pruned = replace_module(pruned, path, slim[id(module)])
-        elif is_dense_attention(module) and any(
-            id(parameter) in kept for parameter in module.parameters()
-        ):
-            copied = pruned.get_submodule(path)
-            assert isinstance(copied, nn.MultiheadAttention)
+    heads: dict[int, int] = {}
+    for module in dense.modules():
+        if is_dense_attention(module) and any(id(item) in kept for item in module.parameters()):
             packed = module.in_proj_weight
             weight = module.q_proj_weight if packed is None else packed
             rows = kept.get(id(weight), {}).get(0)
-            heads = module.num_heads
+            heads[id(module)] = module.num_heads
             if rows is not None:
                 queries = rows[: module.embed_dim].view(module.num_heads, module.head_dim)
-                heads = int(queries.any(1).sum())
-            slim[id(module)] = SlimMultiheadAttention.from_sliced(copied, heads)
-            pruned = replace_module(pruned, path, slim[id(module)])
+                heads[id(module)] = int(queries.any(1).sum())
+    pruned = _with_slim(dense, pruned, heads)
     use_no_nested_tensors(pruned)
     return pruned
+
+
+def _with_slim(dense: nn.Module, network: nn.Module, heads: Mapping[int, int]) -> nn.Module:
+    """Put slim modules into a network, by ``id`` of a dense attention how many heads it has."""
+    slim: dict[int, nn.Module] = {}  # a module may be used under several names
+    for path, module in list(dense.named_modules(remove_duplicate=False)):
+        if (key := id(module)) in heads:
+            if key not in slim:
+                sliced = network.get_submodule(path)
+                assert isinstance(sliced, nn.MultiheadAttention)
+                slim[key] = SlimMultiheadAttention.from_sliced(sliced, heads[key])
+            network = replace_module(network, path, slim[key])
+    return network
 
 
 def use_no_nested_tensors(network: nn.Module) -> None:
@@ -88,13 +94,8 @@ def use_no_nested_tensors(network: nn.Module) -> None:
 
 def slim_all_attentions(model: nn.Module) -> nn.Module:
     """Put a slim module in the place of every ``nn.MultiheadAttention``; return the network."""
-    slim: dict[int, nn.Module] = {}  # a module may be used under several names
-    for path, module in list(model.named_modules(remove_duplicate=False)):
-        if is_dense_attention(module):
-            if id(module) not in slim:
-                slim[id(module)] = SlimMultiheadAttention.from_sliced(module, module.num_heads)
-            model = replace_module(model, path, slim[id(module)])
-    return model
+    dense = filter(is_dense_attention, model.modules())
+    return _with_slim(model, model, {id(module): module.num_heads for module in dense})
 
 
 def is_self_attention(module: nn.Module, leaf: str) -> bool:
