@@ -123,12 +123,9 @@ class _Watch(TorchDispatchMode):
             if _has_memory(t)
         ):
             self.seen = True
-            raise _WriteError
+            msg = "an operation writes into memory that another network needs"
+            raise RuntimeError(msg)
         return func(*args, **kwargs)
-
-
-class _WriteError(RuntimeError):
-    """An operation writes into memory that another network needs."""
 
 
 def _is_strided(tensor: Tensor) -> bool:

@@ -4,6 +4,8 @@ So the structure of a network that no memory holds is found, and proved, with th
 weight. What can leave does not depend on the values of weights; a proof draws some anew anyway.
 """
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
@@ -11,7 +13,7 @@ from torch.utils._pytree import tree_map_only
 from prunegraph.core.errors import ModelError
 from prunegraph.core.task import ExampleInputs
 from prunegraph.graph.copying import copy_network
-from prunegraph.graph.late_weights import SMALL, Change, drawn, late
+from prunegraph.graph.late_weights import SMALL, change_of, drawn, late
 
 
 def has_no_values(model: nn.Module) -> bool:
@@ -42,8 +44,7 @@ def drawn_network(model: nn.Module) -> nn.Module:
             memo[id(buffer)] = torch.zeros_like(buffer, device="cpu")
     for parameter in model.parameters():
         if parameter.is_meta and parameter.numel() > SMALL:
-            change = Change(source=parameter.detach(), dtype=parameter.dtype, seed=len(memo))
-            memo[id(parameter)] = late(parameter, change)
+            memo[id(parameter)] = late(parameter, replace(change_of(parameter), seed=len(memo)))
         elif parameter.is_meta:
             own = drawn(parameter.detach(), len(memo))
             memo[id(parameter)] = nn.Parameter(own, requires_grad=parameter.requires_grad)

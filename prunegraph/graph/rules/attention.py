@@ -107,8 +107,7 @@ def _bias_of_heads(recorder: LabelRecorder, call: OpCall, query: Tensor) -> list
 
 def sparse_mm(recorder: LabelRecorder, call: OpCall) -> None:
     """A sparse matrix of constants, as a graph's adjacency, times rows of channels."""
-    dense = call.args[-1] if call.name == "_sparse_mm" else call.args[2]
-    bias = () if call.name == "_sparse_mm" else call.args[:1]
+    *bias, _, dense = call.args
     labels = recorder.labels_of(dense)
     if 0 in varying_axes(labels):
         recorder.freeze_all(call, "a sparse matrix times rows that are channels")

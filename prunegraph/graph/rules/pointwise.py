@@ -9,11 +9,6 @@ from prunegraph.graph.trace.labels import is_neutral, neutral, varying_axes
 from prunegraph.graph.trace.recorder import LabelRecorder, OpCall
 
 
-def expanded(labels: Tensor, tensor: Tensor) -> Tensor:
-    """Return labels broadcast to a tensor's shape."""
-    return labels.expand(tensor.shape)
-
-
 def _unexpanded(recorder: LabelRecorder, tensor: Tensor) -> Tensor:
     """Return a tensor's labels of size 1 where it was expanded, as if it were broadcast instead."""
     labels = recorder.labels_of(tensor)
@@ -32,7 +27,7 @@ def pointwise(recorder: LabelRecorder, call: OpCall) -> None:
         labels = combine(recorder, call, labels, _unexpanded(recorder, tensor))
     tie_beside(recorder, inputs, labels)
     for tensor in call.outputs():
-        recorder.set_labels(tensor, expanded(labels, tensor))
+        recorder.set_labels(tensor, labels.expand(tensor.shape))
 
 
 def scale(recorder: LabelRecorder, call: OpCall) -> None:
@@ -72,7 +67,7 @@ def pointwise_inplace(recorder: LabelRecorder, call: OpCall) -> None:
     if labels.shape != target.shape and labels.numel() > target.numel():
         recorder.freeze_inputs(call, "in-place op that broadcasts its target")
         return
-    recorder.set_labels(target, expanded(labels, target))
+    recorder.set_labels(target, labels.expand(target.shape))
 
 
 def zeros(recorder: LabelRecorder, call: OpCall) -> None:
@@ -81,4 +76,4 @@ def zeros(recorder: LabelRecorder, call: OpCall) -> None:
     if recorder.is_stored(source):
         constant(recorder, call)
     else:
-        recorder.set_labels(call.out, expanded(recorder.labels_of(source), call.out))
+        recorder.set_labels(call.out, recorder.labels_of(source).expand(call.out.shape))
