@@ -47,11 +47,12 @@ def attributes_of_size(
     unless methods write (``written``) what this class reads of it, or may read.
     """
     found: list[tuple[str, Place]] = []
+    own_class: type = type(owner)
     classes = [vars(kind) for kind in reversed(type(owner).__mro__) if is_custom(kind)]
     for name, value in ChainMap(vars(owner), *reversed(classes)).items():
         if may_be_size(name):
             found += [(name, place) for place in _places_of(value, size, depth=2)]
-    chains = chains_of(type(owner))
+    chains = chains_of(own_class)
     for name, key in sorted(chains):
         settings = vars(owner).get(name)
         other = isinstance(settings, nn.Module | type | Mapping)

@@ -51,37 +51,26 @@ def named_by_forward(kind: type) -> frozenset[str]:
 WHOLE = ""
 """Stands for what is read of an object that a method hands on, or writes into."""
 
-CHAINS: dict[type, frozenset[tuple[str, str]]] = {}
-"""What ``chains_of`` has found."""
 
-
+@cache
 def chains_of(kind: type) -> frozenset[tuple[str, str]]:
     """Return what a class's methods read of attributes of ``self``, as ``self.config.heads``.
 
     ``(name, WHOLE)`` is among it where they use an attribute otherwise.
     """
-    if kind not in CHAINS:
-        CHAINS[kind] = _find_chains(kind)
-    return CHAINS[kind]
-
-
-def _find_chains(kind: type) -> frozenset[tuple[str, str]]:
     found: set[tuple[str, str]] = set()
     for name, function in custom_functions(kind):
-        takes_self = name != "__init__" and function.__code__.co_argcount
-        codes = [function.__code__] if takes_self else []
-        owner = function.__code__.co_varnames[0] if codes else ""
-        for code in codes:
+        whole = function.__code__
+        for code in _codes(whole) if name != "__init__" and whole.co_argcount else ():
             steps = list(dis.get_instructions(code))
             windows = zip(steps, steps[1:], steps[2:], steps[3:], strict=False)
             for before, loaded, first, second in windows:
                 names = loaded.argval if isinstance(loaded.argval, tuple) else (loaded.argval,)
-                if names[-1:] == (owner,) and first.opname == "LOAD_ATTR":
+                if names[-1:] == whole.co_varnames[:1] and first.opname == "LOAD_ATTR":
                     by_name = second.opname == "LOAD_CONST" and before.argval == "getattr"
                     is_method = "NULL" in second.argrepr  # since Python 3.12
                     is_chain = by_name or (second.opname == "LOAD_ATTR" and not is_method)
                     found.add((first.argval, second.argval if is_chain else WHOLE))
-            codes += [inner for inner in code.co_consts if isinstance(inner, CodeType)]
     return frozenset(found)
 
 
@@ -94,24 +83,27 @@ def set_after_init(kind: type) -> frozenset[str]:
 @cache
 def _set_by(code: CodeType) -> frozenset[str]:
     """Return the attributes, of anything, that a function, and those inside it, set."""
-    found = {each.argval for each in dis.get_instructions(code) if each.opname == "STORE_ATTR"}
-    for inner in code.co_consts:
-        if isinstance(inner, CodeType):
-            found |= _set_by(inner)
-    return frozenset(found)
+    steps = (each for part in _codes(code) for each in dis.get_instructions(part))
+    return frozenset(each.argval for each in steps if each.opname == "STORE_ATTR")
 
 
 def _read_of(code: CodeType, owner: str) -> set[str]:
     """Return the attributes of a variable that a function, and those inside it, read."""
     found: set[str] = set()
-    for before, after in itertools.pairwise(dis.get_instructions(code)):
-        loaded = before.argval if isinstance(before.argval, tuple) else (before.argval,)
-        if after.opname in {"LOAD_ATTR", "LOAD_METHOD"} and loaded[-1:] == (owner,):
-            found.add(after.argval)
+    for part in _codes(code):
+        for before, after in itertools.pairwise(dis.get_instructions(part)):
+            loaded = before.argval if isinstance(before.argval, tuple) else (before.argval,)
+            if after.opname in {"LOAD_ATTR", "LOAD_METHOD"} and loaded[-1:] == (owner,):
+                found.add(after.argval)
+    return found
+
+
+def _codes(code: CodeType) -> Iterator[CodeType]:
+    """Yield the code of a function, and of those inside it."""
+    yield code
     for inner in code.co_consts:
         if isinstance(inner, CodeType):
-            found |= _read_of(inner, owner)
-    return found
+            yield from _codes(inner)
 
 
 @contextmanager
