@@ -19,6 +19,7 @@ from prunegraph.graph.analyse import (
 )
 from prunegraph.graph.branches import without_blocks
 from prunegraph.graph.graph import StructureGraph
+from prunegraph.graph.proof.subjects import Subject
 from prunegraph.graph.proof.trial import failing_frame, failure_of
 from prunegraph.graph.surgery import SlicePlan, slice_plans, take
 from prunegraph.graph.surgery import apply_mask as slice_network
@@ -119,7 +120,7 @@ def unequal(
     """
     model = unwrap(model)
     with evaluation_mode(model):
-        failure = failure_of(model, graph, mask.keep, runner(example_inputs))
+        failure = failure_of(Subject(model, runner(example_inputs)), graph, mask.keep)
     if failure is None:
         return None
     return (

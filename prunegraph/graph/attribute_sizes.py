@@ -3,6 +3,7 @@
 import re
 from collections import ChainMap
 from collections.abc import Iterator, Mapping, Set
+from dataclasses import dataclass, field
 from functools import cache
 
 import torch
@@ -27,6 +28,31 @@ OF_A_HEAD = re.compile("dim|size|width|channels|features|^d_|^dh$|^d$")
 """An attribute with such a word in its name holds a width; with other words, a count of heads."""
 
 
+Attribute = tuple[type, str, Place]
+"""A class of modules, the name of an attribute, the place of an integer in it."""
+
+
+@dataclass(kw_only=True)
+class Reading:
+    """How the integers among modules' attributes are read, as far as trials have told.
+
+    Attributes:
+        literal: paths of modules whose integers are no sizes: surgery leaves them as they are.
+        last_named: paths of modules in which an attribute is the last size of those that it fits.
+        checked: paths of modules that compare the width of their input with an attribute.
+        checked_first: those of them in which that is what an attribute of this size is.
+        ignored: classes of modules, and attributes of these that are no sizes.
+        written: attributes that methods set, of whatever.
+    """
+
+    literal: set[str] = field(default_factory=set)
+    last_named: set[str] = field(default_factory=set)
+    checked: set[str] = field(default_factory=set)
+    checked_first: set[str] = field(default_factory=set)
+    ignored: set[Attribute] = field(default_factory=set)
+    written: frozenset[str]
+
+
 def tells_width(name: str) -> bool:
     """Return whether an attribute is a number of channels or heads by its name."""
     return WIDTH_WORDS.search(name.lower()) is not None
@@ -37,9 +63,7 @@ def tells_copies(name: str) -> bool:
     return COPIES_WORDS.search(name.lower()) is not None
 
 
-def attributes_of_size(
-    owner: nn.Module, size: int, written: Set[str] = frozenset()
-) -> list[tuple[str, Place]]:
+def attributes_of_size(owner: nn.Module, size: int, written: Set[str]) -> list[tuple[str, Place]]:
     """Return the integer attributes, and places in containers of integers, that hold a size.
 
     Those of an own class are among them: surgery gives the module one of its own. So it does with

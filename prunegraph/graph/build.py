@@ -1,7 +1,7 @@
 """From a recording of labels to the structure graph."""
 
 import itertools
-from collections.abc import Mapping, Set
+from collections.abc import Mapping
 from math import prod
 
 import numpy as np
@@ -11,7 +11,13 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from prunegraph.core.masks import BoolArray, IntArray
-from prunegraph.graph.attribute_sizes import attributes_of_size, fit, tells_copies, tells_width
+from prunegraph.graph.attribute_sizes import (
+    Reading,
+    attributes_of_size,
+    fit,
+    tells_copies,
+    tells_width,
+)
 from prunegraph.graph.costs.macs import MACS, PARAMS, CostModel, CostTerm
 from prunegraph.graph.costs.memory import MemoryModel
 from prunegraph.graph.graph import FrozenOp, Group, OpNode, Place, SizeAttribute, StructureGraph
@@ -40,34 +46,17 @@ class GraphBuilder:
     Args:
         model: the network that was recorded.
         recording: what its forward left behind.
-        literal: paths of modules whose integer attributes are no sizes.
-        last_named: paths of modules in which an attribute is the last size of those that it fits.
-        checked: paths of modules that compare the width of their input with an attribute.
-        checked_first: those of them in which that is what an attribute of this size is.
-        ignored: classes of modules, and attributes of these that are no sizes.
-        written: attributes that methods set, of whatever.
+        reading: how modules' attributes are read.
         attention: "head" or "width", see ``analyse``.
     """
 
     def __init__(
-        self,
-        model: nn.Module,
-        recording: Recording,
-        *,
-        literal: Set[str],
-        last_named: Set[str],
-        checked: Set[str],
-        checked_first: Set[str],
-        ignored: Set[tuple[type, str, Place]],
-        written: Set[str],
-        attention: str,
+        self, model: nn.Module, recording: Recording, reading: Reading, attention: str
     ) -> None:
         self.model = model
         self.attention = attention
-        self.literal, self.last_named = literal, last_named
-        self.checked, self.checked_first, self.ignored = checked, checked_first, ignored
         self.recording = recording
-        self.written = written
+        self.reading = reading
         self.components = recording.store.components().numpy()
         self._sizes = np.bincount(self.components)
         self.events: dict[int, FreezeEvent] = {}
@@ -136,15 +125,16 @@ class GraphBuilder:
 
     def _size_attributes(self) -> tuple[SizeAttribute, ...]:
         """Find the integer attributes that hold a size which a module's forward named."""
+        reading = self.reading
         found: dict[tuple[str, str, Place], tuple[SizeAttribute, tuple[bool, ...]]] = {}
         inputs = [
             SizeUse(module=path, labels=self.recording.inputs[path], axis=0, by_name=True)
-            for path in sorted(self.recording.inputs.keys() & self.checked)
+            for path in sorted(self.recording.inputs.keys() & reading.checked)
         ]
-        first = [use for use in inputs if use.module in self.checked_first]
+        first = [use for use in inputs if use.module in reading.checked_first]
         uses = (*first, *self.recording.size_uses, *inputs)
         for number, use in enumerate((*uses, *self.recording.filled)):
-            if use.module in self.literal:
+            if use.module in reading.literal:
                 continue
             labels = use.labels.numpy()
             units = np.where(labels == NEUTRAL, -1, self._lookup[self.components[labels]])
@@ -153,7 +143,8 @@ class GraphBuilder:
             owner = self.model.get_submodule(use.module)
             if is_dense_attention(owner):  # its slim successor sets its own
                 continue
-            for name, place in attributes_of_size(owner, use.labels.shape[use.axis], self.written):
+            size = use.labels.shape[use.axis]
+            for name, place in attributes_of_size(owner, size, reading.written):
                 attribute = SizeAttribute(
                     module=use.module, name=name, place=place, units=units, axis=use.axis
                 )
@@ -161,9 +152,9 @@ class GraphBuilder:
                     continue
                 suits = fit(attribute, use.part)
                 known = found.get((use.module, name, place))
-                late = known is not None and suits == known[1] and use.module in self.last_named
+                late = known is not None and suits == known[1] and use.module in reading.last_named
                 weak = number >= len(uses)
-                resolved = known is not None and (weak or known[0].module in self.checked_first)
+                resolved = known is not None and (weak or use.module in reading.checked_first)
                 if known is None or (not resolved and (suits > known[1] or late)):
                     found[use.module, name, place] = attribute, suits
         return tuple(attribute for attribute, _ in found.values() if attribute.varies)
@@ -171,7 +162,7 @@ class GraphBuilder:
     def _may_hold(self, attribute: SizeAttribute, owner: nn.Module, use: SizeUse) -> bool:
         """Return whether an attribute may hold a size that was used."""
         name, key = attribute.name, attribute.key
-        if (type(owner), name, attribute.place) in self.ignored:
+        if (type(owner), name, attribute.place) in self.reading.ignored:
             return False
         if tells_copies(key) != use.copies or (use.by_name and not tells_width(key)):
             return False

@@ -7,6 +7,7 @@ budget. Everything that is claimed is tried, as in ``proof``.
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ from prunegraph.graph.costs.macs import CostModel
 from prunegraph.graph.features import in_stream
 from prunegraph.graph.graph import OpNode, StructureGraph
 from prunegraph.graph.proof.outputs import difference_of
-from prunegraph.graph.proof.subjects import Forward
+from prunegraph.graph.proof.subjects import Subject
 from prunegraph.graph.proof.trial import ROUGH, failure_of
 from prunegraph.graph.surgery import apply_mask, zero_mask
 from prunegraph.graph.trace.calls import tensors_in
@@ -44,16 +45,17 @@ def with_depth(
     Raises:
         ModelError: no sub-layer can leave.
     """
-    model, run = unwrap(model), runner(example_inputs)
+    model = unwrap(model)
+    subject = Subject(model, runner(example_inputs))
     with evaluation_mode(model):
-        modules = _Modules(model, graph, _readers(graph), run)
-        able = _able(lambda numbers: _fails(model, modules, run, numbers), list(modules.readers))
+        modules = _Modules(subject, graph, _readers(graph))
+        able = _able(partial(_fails, subject, modules), list(modules.readers))
         if not able:
             msg = f"no sub-layer of {type(model).__name__} can leave wholly: leave depth out"
             raise ModelError(msg)
         parts = (able, able[::2], able[len(able) // 2 :])
         whole = modules.graph_without(able)
-        right = all(_same(model, whole, run, part) for part in parts)
+        right = all(_same(subject, whole, part) for part in parts)
     return whole if right else modules.graph_without(able, blocks=False)
 
 
@@ -78,10 +80,10 @@ def _without(graph: StructureGraph, numbers: Sequence[int]) -> BoolArray:
     return ~np.isin(graph.group_of, numbers)
 
 
-def _fails(model: nn.Module, modules: "_Modules", run: Forward, numbers: Sequence[int]) -> bool:
+def _fails(subject: Subject, modules: "_Modules", numbers: Sequence[int]) -> bool:
     """Return whether a network cannot do without groups, its blocks left in place."""
     graph = modules.graph_without(numbers)
-    return failure_of(model, graph, _without(graph, numbers), run) is not None
+    return failure_of(subject, graph, _without(graph, numbers)) is not None
 
 
 def _able(fails: Callable[[Sequence[int]], bool], numbers: list[int]) -> list[int]:
@@ -92,12 +94,13 @@ def _able(fails: Callable[[Sequence[int]], bool], numbers: list[int]) -> list[in
     return [] if not half else [*_able(fails, numbers[:half]), *_able(fails, numbers[half:])]
 
 
-def _same(model: nn.Module, graph: StructureGraph, run: Forward, numbers: Sequence[int]) -> bool:
+def _same(subject: Subject, graph: StructureGraph, numbers: Sequence[int]) -> bool:
     """Return whether a network without the modules of groups computes what the masked one does."""
     mask = graph.mask(_without(graph, numbers))
     try:
-        slim = without_blocks(apply_mask(model, graph, mask), graph, mask.keep)
-        given = (tensors_in(run(each, None)) for each in (slim, zero_mask(model, graph, mask)))
+        slim, zero = (cut(subject.model, graph, mask) for cut in (apply_mask, zero_mask))
+        slim = without_blocks(slim, graph, mask.keep)
+        given = (tensors_in(subject.run(each, None)) for each in (slim, zero))
         params = sum(parameter.numel() for parameter in slim.parameters())
         return difference_of(*given) <= ROUGH and params == graph.cost(mask).params
     except Exception:  # a forward may count its blocks
@@ -137,26 +140,21 @@ class _Modules:
     """Finds the modules that leave with branches.
 
     Args:
-        model: the dense network.
+        subject: the dense network.
         graph: its structure.
         branches: number of a group -> the layers that read it.
-        run: calls the network on the example inputs.
     """
 
     def __init__(
-        self,
-        model: nn.Module,
-        graph: StructureGraph,
-        branches: dict[int, list[OpNode]],
-        run: Forward,
+        self, subject: Subject, graph: StructureGraph, branches: dict[int, list[OpNode]]
     ) -> None:
-        self.model, self.graph, self.readers = model, graph, dict(branches)
-        self.numbered = tuple(numbered(model))
-        self.names = [name for name, _ in model.named_parameters(remove_duplicate=False)]
+        self.model, self.graph, self.readers = subject.model, graph, dict(branches)
+        self.numbered = tuple(numbered(self.model))
+        self.names = [name for name, _ in self.model.named_parameters(remove_duplicate=False)]
         self.branches: dict[str, _Branch] = {}
         for number, readers in branches.items():
             self._add(number, readers)
-        self._watch(run)
+        self._watch(subject)
 
     def _add(self, number: int, readers: list[OpNode]) -> None:
         """Note a branch if a module holds it and nothing else, but one bias."""
@@ -191,7 +189,7 @@ class _Modules:
     def _under(self, path: str) -> list[str]:
         return [name for name in self.names if name.startswith(f"{path}.")]
 
-    def _watch(self, run: Forward) -> None:
+    def _watch(self, subject: Subject) -> None:
         """Run once, and see what branches return and which module made what they read."""
         made: dict[int, str] = {}
         alive: list[Any] = []  # so that no two tensors have one id
@@ -226,7 +224,7 @@ class _Modules:
                     module.register_forward_hook(lambda _, __, out, path=path: after(path, out))
                 )
         try:
-            run(self.model, None)
+            subject.outputs()
         finally:
             for handle in handles:
                 handle.remove()

@@ -82,12 +82,16 @@ class Change:
 
 def drawn(tensor: Tensor, seed: int) -> Tensor:
     """Return values that are drawn for a tensor: matrices keep the size of their inputs."""
-    generator = torch.Generator().manual_seed(seed)
-    fan_in = math.prod(tensor.shape[1:])
-    between = (0.5, 1.5) if fan_in == 1 else (-((3 / fan_in) ** 0.5), (3 / fan_in) ** 0.5)
     kind = torch.float64 if tensor.dtype is torch.float64 else torch.float32
-    made = torch.empty(tensor.shape, dtype=kind).uniform_(*between, generator=generator)
-    return made.to(tensor.dtype)
+    made = torch.empty(tensor.shape, dtype=kind)
+    return draw(made, torch.Generator().manual_seed(seed)).to(tensor.dtype)
+
+
+def draw(tensor: Tensor, generator: torch.Generator) -> Tensor:
+    """Draw a tensor's values in place; return it."""
+    fan_in = math.prod(tensor.shape[1:])
+    most = (3 / fan_in) ** 0.5
+    return tensor.uniform_(*((0.5, 1.5) if fan_in == 1 else (-most, most)), generator=generator)
 
 
 def narrowed(data: Tensor, keep: Mapping[int, Tensor]) -> Tensor:

@@ -1,24 +1,19 @@
 """What is tried before channels are frozen, where a module's forward cannot follow a mask."""
 
 from collections.abc import Callable, Sequence
-from functools import cache
 
 from torch import nn
 
-from prunegraph.graph.attribute_sizes import tells_copies, tells_width
+from prunegraph.graph.attribute_sizes import Attribute, Reading, tells_copies, tells_width
 from prunegraph.graph.build import GraphBuilder
-from prunegraph.graph.graph import Place, SizeAttribute, StructureGraph
-from prunegraph.graph.proof.subjects import Bold, Forward, awake, is_sound
-from prunegraph.graph.proof.trial import Failure, Trial, can_train
+from prunegraph.graph.graph import SizeAttribute, StructureGraph
+from prunegraph.graph.proof.subjects import Forward, Subject, awake, is_sound
+from prunegraph.graph.proof.trial import Failure, Trial
 from prunegraph.graph.trace.attribute_reads import is_custom, set_after_init
 from prunegraph.graph.trace.recording import Recording
 
 Fix = Callable[[], bool]
 """Changes what modules' attributes or inputs mean; returns whether that changed anything."""
-
-Attribute = tuple[type, str, Place]
-"""A class of modules, the name of an attribute, the place of an integer in it."""
-
 
 MOST_DOUBTS = 4
 """Among more attributes, one that is no size, or one that is, is not looked for."""
@@ -36,11 +31,7 @@ class Fixes:
         attention: "head" or "width", see ``analyse``.
 
     Attributes:
-        literal: paths of modules whose attributes surgery leaves as they are.
-        last_named: paths of modules in which an attribute is the last size of those that it fits.
-        checked: paths of modules that compare the width of their input with an attribute.
-        checked_first: those of them in which that is what an attribute of this size is.
-        ignored: classes of modules, and attributes of these that are no sizes.
+        reading: what is known of modules' attributes.
     """
 
     def __init__(self, model: nn.Module, recording: Recording, attention: str) -> None:
@@ -48,27 +39,12 @@ class Fixes:
         self._waiting: dict[type, tuple[list[Fix], list[Fix]]] = {}
         self._suspects: list[set[str]] | None = None
         self._suspect: set[str] = set()
-        self.literal: set[str] = set()
-        self.last_named: set[str] = set()
-        self.checked: set[str] = set()
-        self.checked_first: set[str] = set()
-        self.ignored: set[Attribute] = set()
         kinds = {type(module) for module in model.modules() if is_custom(type(module))}
-        self._written = frozenset[str]().union(*(set_after_init(kind) for kind in kinds))
+        self.reading = Reading(written=frozenset().union(*map(set_after_init, kinds)))
 
     def builder(self) -> GraphBuilder:
         """Return what builds the structure as it is known now."""
-        return GraphBuilder(
-            self._model,
-            self._recording,
-            literal=self.literal,
-            last_named=self.last_named,
-            checked=self.checked,
-            checked_first=self.checked_first,
-            ignored=self.ignored,
-            written=self._written,
-            attention=self._attention,
-        )
+        return GraphBuilder(self._model, self._recording, self.reading, self._attention)
 
     def resolve(self, run: Forward, *, lately: bool) -> StructureGraph:
         """Try the structure on the network, which is in eval mode, until its forward can follow.
@@ -80,24 +56,18 @@ class Fixes:
             run: calls a network of the model's type on the example inputs.
             lately: weights of copies can be made when they are read.
         """
-        subject = awake(self._model)
-        bold: Bold | None = Bold(subject, run, lately=lately)
-        training = cache(lambda: can_train(subject, run))
-
-        def tried(graph: StructureGraph) -> Trial:
-            return Trial(subject, bold, graph, run, training=training, lately=lately)
-
+        subject = Subject(awake(self._model), run, lately=lately, bold=True)
         builder = self.builder()
         graph = builder.build()
         for some in _choices(self._doubts(graph)):
-            if (found := self._without(some, tried)) is not None:
+            if (found := self._without(some, subject)) is not None:
                 graph = found
                 break
         else:
-            while (attempt := tried(graph)).failure is not None:
+            while (attempt := Trial(subject, graph)).failure is not None:
                 # ends: each round freezes units, or uses up a fix
-                if subject is not self._model and not is_sound(subject, run):
-                    subject, bold = self._model, None
+                if subject.model is not self._model and not is_sound(subject.model, run):
+                    subject = Subject(self._model, run, lately=lately)
                 elif not self.apply(attempt.failure, graph, least=attempt.least):
                     self._freeze(attempt, attempt.failure, builder)
                 builder = self.builder()
@@ -105,7 +75,7 @@ class Fixes:
         settled: set[Attribute] = set()
         while left := [doubt for doubt in self._doubts(graph) if doubt not in settled]:
             settled.add(left[0])
-            graph = self._without(left[:1], tried) or graph
+            graph = self._without(left[:1], subject) or graph
         return graph
 
     def _freeze(self, attempt: Trial, failure: Failure, builder: GraphBuilder) -> None:
@@ -117,15 +87,13 @@ class Fixes:
             else:
                 self._recording.store.freeze(labels, cause)
 
-    def _without(
-        self, doubts: Sequence[Attribute], tried: Callable[[StructureGraph], Trial]
-    ) -> StructureGraph | None:
+    def _without(self, doubts: Sequence[Attribute], subject: Subject) -> StructureGraph | None:
         """Return the structure where these are no sizes, if trials find that they are none."""
-        self.ignored |= {*doubts}
+        self.reading.ignored |= {*doubts}
         graph = self.builder().build()
-        if tried(graph).failure is None:
+        if Trial(subject, graph).failure is None:
             return graph
-        self.ignored -= {*doubts}
+        self.reading.ignored -= {*doubts}
         return None
 
     def _doubts(self, graph: StructureGraph) -> list[Attribute]:
@@ -167,7 +135,7 @@ class Fixes:
         if failure.module is None:
             return not least and self._next_suspect(graph)
         kind = type(self._model.get_submodule(failure.module))
-        alike = {name for name, module in self._model.named_modules() if type(module) is kind}
+        alike = self._of(kind)
         if self._suspect & alike:  # it does read sizes there
             return self._next_suspect(graph)
         checks, others = self._waiting.setdefault(kind, self._steps(alike, graph))
@@ -198,58 +166,58 @@ class Fixes:
 
         The first of the two lists holds what may be needed where the least is left alone, too.
         """
-        tie = self._recording.tie_to_inputs
+        tie, reading = self._recording.tie_to_inputs, self.reading
         sized = any(attribute.module in alike for attribute in graph.size_attributes)
 
         def check_inputs() -> bool:
-            self.checked |= alike & self._recording.inputs.keys()
-            return bool(alike & self.checked)
+            reading.checked |= alike & self._recording.inputs.keys()
+            return bool(alike & reading.checked)
 
         def check_inputs_first() -> bool:
-            self.checked_first |= alike & self.checked
-            return bool(alike & self.checked)
+            reading.checked_first |= alike & reading.checked
+            return bool(alike & reading.checked)
 
         def read_last() -> bool:
-            self.checked -= alike
-            self.checked_first -= alike
+            reading.checked -= alike
+            reading.checked_first -= alike
             ambiguous = sized and not self._recording.tells_apart(alike)
-            self.last_named |= alike if ambiguous else set()
+            reading.last_named |= alike if ambiguous else set()
             return ambiguous
 
         def read_none() -> bool:
-            self.last_named -= alike
-            self.literal |= alike if sized else set()
+            reading.last_named -= alike
+            reading.literal |= alike if sized else set()
             return sized
 
         def tie_heads() -> bool:
-            self.literal -= alike
+            reading.literal -= alike
             return tie(alike, heads=True)
 
         def read_none_of_tied() -> bool:
-            self.literal |= alike
+            reading.literal |= alike
             return sized
 
         def tie_others() -> bool:
-            self.literal -= alike
+            reading.literal -= alike
             return tie(alike, heads=False)
 
         others = [read_last, read_none, tie_heads, read_none_of_tied, tie_others]
         others.append(lambda: self._tie_named(alike, graph))
         return [check_inputs, check_inputs_first], others
 
+    def _of(self, kind: type) -> set[str]:
+        """Return the paths of the modules of a class."""
+        return {name for name, module in self._model.named_modules() if type(module) is kind}
+
     def _next_suspect(self, graph: StructureGraph) -> bool:
         """Leave the attributes of another class as they are, after the last as before."""
         if self._suspects is None:
             kinds = {type(self._model.get_submodule(a.module)) for a in graph.size_attributes}
-            modules = list(self._model.named_modules())
-            named = [
-                {n for n, m in modules if type(m) is kind} for kind in kinds if is_custom(kind)
-            ]
-            self._suspects = sorted(named, key=min)
+            self._suspects = sorted(map(self._of, filter(is_custom, kinds)), key=min)
         had = bool(self._suspect)
-        self.literal -= self._suspect
-        self._suspect = self._suspects.pop(0) - self.literal if self._suspects else set()
-        self.literal |= self._suspect
+        self.reading.literal -= self._suspect
+        self._suspect = self._suspects.pop(0) - self.reading.literal if self._suspects else set()
+        self.reading.literal |= self._suspect
         return had or bool(self._suspect)
 
 

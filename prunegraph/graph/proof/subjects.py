@@ -1,12 +1,15 @@
 """The networks that a trial prunes: the model, with weights in which mistakes show."""
 
 import math
+import warnings
+from functools import cached_property
 from typing import Any, Protocol
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from prunegraph.graph.copying import copy_network
+from prunegraph.graph.late_weights import draw
 from prunegraph.graph.surgery import Factors, multiply
 from prunegraph.graph.trace.calls import tensors_in
 
@@ -46,23 +49,9 @@ def awake(model: nn.Module) -> nn.Module:
     network = copy_network(model, shared)
     generator = torch.Generator().manual_seed(0)
     for parameter in (item for item in network.parameters() if id(item) not in shared):
-        scale = math.prod(parameter.shape[1:]) == 1
-        most = _even(parameter)
-        _draw(parameter, (0.5, 1.5) if scale else (-most, most), generator)
+        drawn = draw(torch.empty(parameter.shape), generator)  # on the CPU: the same everywhere
+        parameter.data.copy_(drawn)
     return network
-
-
-def _even(parameter: nn.Parameter) -> float:
-    """Return up to which values weights are drawn that keep the size of their inputs."""
-    most: float = (3 / math.prod(parameter.shape[1:])) ** 0.5
-    return most
-
-
-def _draw(
-    parameter: nn.Parameter, between: tuple[float, float], generator: torch.Generator
-) -> None:
-    """Draw the values of a parameter; on the CPU, so that they are the same on each device."""
-    parameter.data.copy_(torch.empty(parameter.shape).uniform_(*between, generator=generator))
 
 
 def is_sound(model: nn.Module, run: Forward) -> bool:
@@ -72,6 +61,13 @@ def is_sound(model: nn.Module, run: Forward) -> bool:
     except ERRORS:
         return False
     return all(bool(torch.isfinite(t).all()) for t in outputs if t.is_floating_point())
+
+
+def run_in_training(network: nn.Module, run: Forward) -> None:
+    """Put a network in training mode, and run it."""
+    with warnings.catch_warnings(action="ignore"):  # of checkpoints without gradients, say
+        network.train()
+        run(network, None)
 
 
 def _is_silent(parameter: nn.Parameter) -> bool:
@@ -90,44 +86,57 @@ def _gain(parameter: nn.Parameter) -> float:
     return norm * math.sqrt(math.prod(parameter.shape[1:]) / parameter.numel())
 
 
-class Bold:
-    """Makes weights larger, and each row and column another size, as training might.
-
-    Before training attention is nearly even: what does its scores wrong hardly shows.
+class Subject:
+    """A network that trials prune.
 
     Args:
-        model: the network that is tried; see ``awake``.
+        model: in eval mode; see ``awake``.
         run: calls a network of its type on the example inputs.
         lately: weights of copies can be made when they are read.
+        bold: a round makes weights larger, and each row and column another size, as training might.
+            Before training attention is nearly even: what does its scores wrong hardly shows.
 
     Attributes:
-        factors: what to multiply by; None where the whole network is then found to give no
-            finite outputs.
+        factors: what that round multiplies by; None where the whole network is then found to give
+            no finite outputs.
     """
 
-    def __init__(self, model: nn.Module, run: Forward, *, lately: bool) -> None:
-        self._model, self._run, self._lately = model, run, lately
-        self._is_sound: bool | None = None
+    def __init__(
+        self, model: nn.Module, run: Forward, *, lately: bool = False, bold: bool = False
+    ) -> None:
+        self.model, self.run, self.lately = model, run, lately
         generator = torch.Generator().manual_seed(1)
         self.factors: Factors | None = {
             id(parameter): _uneven(parameter, generator)
-            for parameter in model.parameters()
+            for parameter in (model.parameters() if bold else ())
             if parameter.is_floating_point() and parameter.ndim > 1 and parameter.numel()
         }
 
-    def is_sound(self) -> bool:
-        """Return whether the whole network gives finite outputs; drop the factors if not."""
-        if self._is_sound is None:
-            memo: dict[int, torch.Tensor] = {}
-            multiply(self._model, memo, self.factors or {}, lately=self._lately)
-            copied = copy_network(self._model, memo, share=self._lately)
-            self._is_sound = is_sound(copied, self._run)
-            if not self._is_sound:
-                self.factors = None
-        return self._is_sound
+    def outputs(self, seed: int = 0) -> list[Tensor]:
+        """Return what the whole network gives."""
+        return tensors_in(self.run(self.model, None, seed=seed))
+
+    @cached_property
+    def is_sound_if_bold(self) -> bool:
+        """Whether the whole network gives finite outputs so; the factors are dropped if not."""
+        memo: dict[int, Tensor] = {}
+        multiply(self.model, memo, self.factors or {}, lately=self.lately)
+        sound = is_sound(copy_network(self.model, memo, share=self.lately), self.run)
+        self.factors = self.factors if sound else None
+        return sound
+
+    @cached_property
+    def can_train(self) -> bool:
+        """Whether the whole network runs in training mode: it may need targets."""
+        copied = copy_network(self.model)
+        try:
+            run_in_training(copied, self.run)
+        except ERRORS:
+            return False
+        return True
 
 
-def _uneven(parameter: nn.Parameter, generator: torch.Generator) -> tuple[torch.Tensor, ...]:
+def _uneven(parameter: nn.Parameter, generator: torch.Generator) -> tuple[Tensor, ...]:
     """Return what to multiply the rows of a weight by, and its columns."""
     gain = max(1.0, BOLD_GAIN / max(_gain(parameter), SILENT))
     rows, columns = (

@@ -6,7 +6,6 @@ zero-masked one, names the groups that must stay whole.
 """
 
 import traceback
-import warnings
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,11 +17,10 @@ from torch import Tensor, nn
 
 from prunegraph.core.errors import first_line
 from prunegraph.core.masks import BoolArray, IntArray
-from prunegraph.graph.copying import copy_network
 from prunegraph.graph.graph import FrozenOp, Group, StructureGraph
 from prunegraph.graph.late_weights import SMALL, cast_network
 from prunegraph.graph.proof.outputs import as_finite, difference_of
-from prunegraph.graph.proof.subjects import ERRORS, Bold, Forward
+from prunegraph.graph.proof.subjects import ERRORS, Subject, run_in_training
 from prunegraph.graph.surgery import Factors, apply_mask, zero_mask
 from prunegraph.graph.trace.calls import tensors_in
 
@@ -159,63 +157,39 @@ def _failed(network: nn.Module, error: BaseException, when: str = "") -> Failure
     return Failure(reason=f"{reason} ({where}: {line.line})", module=path)
 
 
-def can_train(model: nn.Module, run: Forward) -> bool:
-    """Return whether a network runs on the example in training mode: it may need targets."""
-    return _failure_in_training(copy_network(model), run) is None
-
-
-def _failure_in_training(network: nn.Module, run: Forward) -> Failure | None:
-    """Return why a network, which is put in training mode, cannot run in it."""
-    try:
-        with warnings.catch_warnings(action="ignore"):  # of checkpoints without gradients, say
-            network.train()
-            run(network, None)
-    except ERRORS as error:
-        return _failed(network, error, "in training mode ")
-    return None
-
-
 class _Outputs:
     """What a network gives with channels removed, or silenced; one copy of it lives at a time.
 
     Args:
-        model: the network.
+        subject: the network.
         graph: its structure.
         keep: which units stay.
-        run: calls a network of the model's type on the example inputs.
         factors: what its values are multiplied by.
-        lately: their weights are made when they are read.
     """
 
     def __init__(
-        self,
-        model: nn.Module,
-        graph: StructureGraph,
-        keep: BoolArray,
-        run: Forward,
-        factors: Factors | None,
-        *,
-        lately: bool,
+        self, subject: Subject, graph: StructureGraph, keep: BoolArray, factors: Factors | None
     ) -> None:
-        self._model, self._graph, self._mask, self._run = model, graph, graph.mask(keep), run
-        self._factors, self._lately = factors, lately
-        half = any(parameter.dtype in HALF for parameter in model.parameters())
+        self._subject, self._graph, self._mask = subject, graph, graph.mask(keep)
+        self._factors = factors
+        half = any(parameter.dtype in HALF for parameter in subject.model.parameters())
         self._dtype = torch.float32 if half else None
-        self._network = model
+        self._network = subject.model
 
     def copied(self, surgery: Callable[..., nn.Module]) -> nn.Module:
         """Return a new copy; the last one goes before."""
-        self._network = self._model
+        model, lately = self._subject.model, self._subject.lately
+        self._network = model
         self._network = surgery(
-            self._model, self._graph, self._mask, lately=self._lately, factors=self._factors
+            model, self._graph, self._mask, lately=lately, factors=self._factors
         )
         return self._network
 
     def _of(self, surgery: Callable[..., nn.Module], dtype: torch.dtype | None) -> list[Tensor]:
         network = self.copied(surgery)
         if dtype is not None:
-            cast_network(network, dtype, lately=self._lately)
-        return [tensor.clone() for tensor in tensors_in(self._run(network, dtype))]
+            cast_network(network, dtype, lately=self._subject.lately)
+        return [tensor.clone() for tensor in tensors_in(self._subject.run(network, dtype))]
 
     def pruned(self) -> list[Tensor] | Failure:
         """Return the outputs of the pruned network, in float32 or its own precision."""
@@ -245,7 +219,7 @@ class _Outputs:
             for parameter in self._network.parameters():
                 if parameter.is_floating_point() and parameter.numel() <= SMALL:
                     parameter.data.mul_(NUDGE)
-            nudged = tensors_in(self._run(self._network, torch.float64))
+            nudged = tensors_in(self._subject.run(self._network, torch.float64))
         except ERRORS:
             return False
         return difference_of(nudged, given) > ROUGH
@@ -265,48 +239,45 @@ class _Outputs:
 
 
 def failure_of(
-    model: nn.Module,
+    subject: Subject,
     graph: StructureGraph,
     keep: BoolArray,
-    run: Forward,
     *,
     least: bool = False,
-    training: Callable[[], bool] | None = None,
-    bold: Bold | None = None,
-    lately: bool = False,
+    training: bool = False,
+    bold: bool = False,
 ) -> Failure | None:
     """Return why the forward cannot follow a mask, or None if it can.
 
     Args:
-        model: the network.
+        subject: the network.
         graph: its structure.
         keep: which units stay.
-        run: calls a network of the model's type on the example inputs.
         least: a masked network says nothing whose outputs are finite elsewhere than the whole
             one's, or by chance as they are.
-        training: returns whether the whole network runs in training mode: then the pruned one must.
-        bold: makes weights larger, if the whole network gives finite outputs with these.
-        lately: weights of copies are made when they are read.
+        training: the pruned network must run in training mode, if the whole one does.
+        bold: weights are larger, if the whole network gives finite outputs with these.
     """
-    factors = None if bold is None else bold.factors
-    outputs = _Outputs(model, graph, keep, run, factors, lately=lately)
-    failure, is_finite = _compared(outputs, lambda: tensors_in(run(model, None)), least=least)
-    if factors and bold and (failure or not is_finite) and not bold.is_sound():
-        return failure_of(model, graph, keep, run, least=least, training=training, lately=lately)
-    if failure is None and training is not None:
-        failure = _failure_in_training(outputs.copied(apply_mask), run)
-        return failure if failure is not None and training() else None
+    factors = subject.factors if bold else None
+    outputs = _Outputs(subject, graph, keep, factors)
+    failure, is_finite = _compared(outputs, subject, least=least)
+    if factors and (failure or not is_finite) and not subject.is_sound_if_bold:
+        return failure_of(subject, graph, keep, least=least, training=training)
+    if failure is None and training:
+        slim = outputs.copied(apply_mask)
+        try:
+            run_in_training(slim, subject.run)
+        except ERRORS as error:
+            return _failed(slim, error, "in training mode ") if subject.can_train else None
     if failure is not None and failure.reason == DIFFERS:
-        outputs_of = [tensors_in(run(model, None, seed=seed)) for seed in (0, 1)]
-        if difference_of(*outputs_of) > SUSPICIOUS:
+        drawn = difference_of(*(subject.outputs(seed) for seed in (0, 1)))
+        if drawn > SUSPICIOUS:
             reason = "the forward draws random numbers in eval mode, other ones if pruned"
             return Failure(reason=reason)
     return failure
 
 
-def _compared(
-    outputs: _Outputs, dense: Callable[[], list[Tensor]], *, least: bool
-) -> tuple[Failure | None, bool]:
+def _compared(outputs: _Outputs, subject: Subject, *, least: bool) -> tuple[Failure | None, bool]:
     """Return how a pruned network differs from the masked one, and whether both are finite."""
     slim = outputs.pruned()
     if isinstance(slim, Failure):
@@ -318,7 +289,7 @@ def _compared(
     if [t.shape for t in slim] != [t.shape for t in zero]:
         return Failure(reason="the forward's output changes its shape"), is_finite
     if least and not is_finite:
-        whole = dense()
+        whole = subject.outputs()
         if not as_finite(slim, whole):
             reason = "the forward needs more than one channel for finite outputs"
             return Failure(reason=reason), is_finite
@@ -332,58 +303,39 @@ class Trial:
     """Removes parts of every group of a network, in rounds; finds what cannot be removed.
 
     Args:
-        model: the network, in eval mode; see ``awake``.
-        bold: what makes its weights larger, for one round.
+        subject: the network.
         graph: its structure.
-        run: calls a network of the model's type on the example inputs.
-        training: returns whether the network runs in training mode: then the pruned one of the
-            first round must, too.
-        lately: weights of copies can be made when they are read.
 
     Attributes:
         failure: why a round could not be followed; None if all could.
-        least: whether it was the one in which each group keeps its minimum alone.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        bold: Bold | None,
-        graph: StructureGraph,
-        run: Forward,
-        *,
-        training: Callable[[], bool] | None = None,
-        lately: bool = False,
-    ) -> None:
+    def __init__(self, subject: Subject, graph: StructureGraph) -> None:
         rng = np.random.default_rng(0)
-        self._model, self._graph, self._run = model, graph, run
-        self._lately = lately
+        self._subject, self._graph = subject, graph
         self._found: list[tuple[Group, IntArray, Failure]] = []
         self.failure: Failure | None = None
         groups = [group for group in graph.groups if group.frozen is None]
-        parts = _parts(groups, rng)
-        self.least = False
-        differ = len({group.min_keep for group in groups}) > 1
         rounds: list[Parts] = [
-            [(group, lost[number]) for group, lost in zip(groups, parts, strict=True)]
-            for number in range(LEAST_ROUND + 1 + differ if groups else 0)
+            [*zip(groups, lost, strict=True)] for lost in zip(*_parts(groups, rng), strict=True)
         ]
-        narrow = _narrow_units(model, graph)
-        others = [
-            (group, lost[0])
-            for group, lost in zip(groups, parts, strict=True)
-            if not _is_narrow(graph, group, narrow)
-        ]
+        if len({group.min_keep for group in groups}) == 1:
+            del rounds[LEAST_ROUND + 1 :]  # the last would be like the one before
+        narrow = _narrow_units(subject.model, graph)
+        first = rounds[0] if groups else []
+        others = [part for part in first if not _is_narrow(graph, part[0], narrow)]
         if 0 < len(others) < len(groups):
             rounds.append(others)
-        for number, removed in enumerate(rounds):
-            self.least, self._training = number == LEAST_ROUND, None if number else training
-            self._bold = bold if number == BOLD_ROUND else None
+        for self._number, self._parts in enumerate(rounds):
             self._keep = np.ones(graph.num_units, dtype=bool)
-            self._parts = removed
             self.failure = self._try(self._parts)
             if self.failure is not None:
                 break
+
+    @property
+    def least(self) -> bool:
+        """Whether it was the one in which each group keeps its minimum alone."""
+        return self._number == LEAST_ROUND
 
     def literal_sizes(self, failure: Failure) -> list[tuple[Group, FrozenOp]]:
         """Return the groups that the forward cannot lose, with the reason; by bisection.
@@ -400,7 +352,8 @@ class Trial:
 
     def _kind(self, failure: Failure) -> type | None:
         """Return the class of the module that a failure came from."""
-        return None if failure.module is None else type(self._model.get_submodule(failure.module))
+        path = failure.module
+        return None if path is None else type(self._subject.model.get_submodule(path))
 
     def _try(self, parts: Parts) -> Failure | None:
         """Remove parts of groups on top of what is removed already, if the forward can follow."""
@@ -408,14 +361,12 @@ class Trial:
         for _, removed in parts:
             trial[removed] = False
         failure = failure_of(
-            self._model,
+            self._subject,
             self._graph,
             trial,
-            self._run,
             least=self.least,
-            training=self._training,
-            bold=self._bold,
-            lately=self._lately,
+            training=self._number == 0,
+            bold=self._number == BOLD_ROUND,
         )
         if failure is None:
             self._keep = trial
