@@ -2,7 +2,6 @@
 
 from math import prod
 
-import torch
 from torch import Tensor
 
 from prunegraph.graph.rules.shared.constants import freeze_if_constant
@@ -181,9 +180,8 @@ def mv(recorder: LabelRecorder, call: OpCall) -> None:
         record_product(recorder, left.numel())
         return
     summed = recorder.channel_labels(labels, -1)
-    recorder.store.unite(summed, channels)
     rows = left.numel() // max(left.shape[-1], 1)
-    _record_sums(recorder, torch.where(summed == NEUTRAL, channels, summed), rows)
+    _record_sums(recorder, recorder.store.joined(summed, channels), rows)
     recorder.set_unlabelled(call, "reduced over channels")
 
 

@@ -141,8 +141,7 @@ def cat(recorder: LabelRecorder, call: OpCall) -> None:
         firsts = [part.narrow(axis, 0, 1) for part in parts if part.shape[axis]]
         labels = firsts[0]
         for first in firsts[1:]:
-            recorder.store.unite(labels, first)
-            labels = torch.where(labels == NEUTRAL, first, labels)
+            labels = recorder.store.joined(labels, first)
         _note_constants(recorder, firsts, labels)
         labels = labels.expand(call.out.shape)
     recorder.set_labels(call.out, labels)

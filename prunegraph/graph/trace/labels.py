@@ -159,6 +159,11 @@ class LabelStore:
             left, right = self._tied_where_broadcast(left, right)
         self._note(left, right)
 
+    def joined(self, left: Tensor, right: Tensor) -> Tensor:
+        """Make the labels of two tensors equal; return those of the first, or of the other."""
+        self.unite(left, right)
+        return torch.where(left == NEUTRAL, right, left)
+
     def _note(self, left: Tensor, right: Tensor) -> None:
         """Note that two tensors are equal, position by position, broadcast."""
         left, right = torch.broadcast_tensors(left, right)

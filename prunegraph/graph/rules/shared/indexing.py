@@ -7,7 +7,7 @@ from torch import Tensor
 
 from prunegraph.graph.graph import FrozenOp
 from prunegraph.graph.rules.shared.constants import ONE_ALONE
-from prunegraph.graph.trace.labels import NEUTRAL, is_neutral, varying_axes
+from prunegraph.graph.trace.labels import is_neutral, varying_axes
 from prunegraph.graph.trace.recorder import LabelRecorder, OpCall
 
 
@@ -52,8 +52,7 @@ def write_slices(recorder: LabelRecorder, call: OpCall) -> bool:
     if is_neutral(written) and any(index[axis] != slice(None) for axis in axes):
         cause = FrozenOp(op="copy_", module=recorder.modules.current, reason=ONE_ALONE)
         recorder.store.freeze(part, cause)
-    recorder.store.unite(part, written)
-    part.copy_(torch.where(part == NEUTRAL, written, part))
+    part.copy_(recorder.store.joined(part, written))
     recorder.set_labels(base, labels.expand(base.shape))
     for axis in reversed(single):
         part = part.squeeze(axis)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from prunegraph.graph.rules.shared.weights import record
-from prunegraph.graph.trace.labels import NEUTRAL, along, narrow_constant, neutral, varying_axes
+from prunegraph.graph.trace.labels import along, narrow_constant, neutral, varying_axes
 from prunegraph.graph.trace.recorder import LabelRecorder, OpCall
 
 NO_AXIS = torch.empty(0, dtype=torch.int64)
@@ -32,8 +32,7 @@ def unite_heads(recorder: LabelRecorder, operands: list[Tensor]) -> Tensor:
         firsts.append(first.expand(labels.shape[0], 1, 1).reshape(-1))
     heads = firsts[0]
     for other in firsts[1:]:
-        recorder.store.unite(heads, other)
-        heads = torch.where(heads == NEUTRAL, other, heads)
+        heads = recorder.store.joined(heads, other)
     recorder.recording.heads.append(heads)
     return heads
 
@@ -135,8 +134,7 @@ def _plain(
             others = summed
         if summed is others:
             recorder.store.freeze(summed, recorder.cause(call, CHANNELS))
-        recorder.store.unite(summed, others)
-        inputs = torch.where(summed == NEUTRAL, others, summed)
+        inputs = recorder.store.joined(summed, others)
     else:
         macs *= inner
     labels = None
