@@ -24,7 +24,7 @@ from prunegraph.graph.trace.labels import (
     varying_axes,
 )
 from prunegraph.graph.trace.recorder import LabelRecorder, OpCall
-from prunegraph.graph.trace.weight_views import moved
+from prunegraph.graph.trace.weight_views import WeightView
 
 
 def embedding(recorder: LabelRecorder, call: OpCall) -> None:
@@ -47,10 +47,67 @@ def follow_weight(recorder: LabelRecorder, call: OpCall) -> bool:
     stored = recorder.weight_view(source) if isinstance(source, Tensor) else None
     if stored is None:
         return False
-    views = moved(stored, call.name, call.args, call.kwargs, call.outputs())
+    views = _moved(stored, call)
     for tensor, part in zip(call.outputs(), views or (), strict=views is not None):
         recorder.set_weight_view(tensor, part)
     return views is not None
+
+
+def _moved(view: WeightView, call: OpCall) -> list[WeightView] | None:
+    """Return the views of the same weight that an op's outputs are; None if they are none."""
+    source: Tensor = call.args[0]
+    out = call.outputs()
+    permutation = _permutation(call)
+    if permutation is not None:
+        return [view.arranged(permutation)]
+    match call.name:
+        case "split" | "split_with_sizes":
+            axis, start = call.argument(2, "dim", 0) % source.ndim, 0
+            parts = []
+            for part in out:
+                parts.append(view.narrowed(axis, start))
+                start += part.shape[axis]
+            return parts
+        case "slice":
+            axis, first = call.argument(1, "dim", 0) % source.ndim, call.argument(2, "start", None)
+            if call.argument(4, "step", 1) != 1:
+                return None
+            size = source.shape[axis]
+            start = max(first + size, 0) if first is not None and first < 0 else first or 0
+            return [view.narrowed(axis, start)]
+        case "select" | "unbind":
+            axis, unbinds = call.argument(1, "dim", 0) % source.ndim, call.name == "unbind"
+            places = range(len(out)) if unbinds else [call.args[2] % source.shape[axis]]
+            picked = [view.at(axis, place) for place in places]
+            return [each for each in picked if each is not None] or None
+        case "unsqueeze" | "squeeze" | "view" | "_unsafe_view" | "reshape":
+            viewed = view.viewed(source.shape, out[0].shape)
+            return None if viewed is None else [viewed]
+        case "expand" if view.is_stack and 1 not in source.shape:
+            added = out[0].ndim - source.ndim
+            repeated = out[0].shape[added:] == source.shape
+            return [view.arranged([*[None] * added, *range(source.ndim)])] if repeated else None
+        case _:
+            return None
+
+
+def _permutation(call: OpCall) -> tuple[int, ...] | None:
+    """Return the permutation of axes that an op is, or None."""
+    ndim = call.args[0].ndim
+    axes = list(range(ndim))
+    match call.name:
+        case "t" | "numpy_T":
+            return tuple(reversed(axes))
+        case "transpose":
+            first, second = call.args[1] % ndim, call.args[2] % ndim
+            axes[first], axes[second] = second, first
+            return tuple(axes)
+        case "permute":
+            return tuple(axis % ndim for axis in call.args[1])
+        case "detach" | "alias" | "lift_fresh":
+            return tuple(axes)
+        case _:
+            return None
 
 
 def movement(recorder: LabelRecorder, call: OpCall) -> None:
@@ -122,8 +179,7 @@ def cat(recorder: LabelRecorder, call: OpCall) -> None:
     A part of one channel has no labels to speak of, but beside other channels it has a place.
     """
     parts = [recorder.labels_of(tensor) for tensor in call.args[0]]
-    axis = call.args[1] if len(call.args) > 1 else call.kwargs.get("dim", 0)
-    axis %= call.out.ndim
+    axis = call.argument(1, "dim", 0) % call.out.ndim
     parts = [part for part in parts if part.ndim == call.out.ndim]  # cat skips empty vectors
     parts = _rows_alike(recorder, parts, axis)
     join = joined_heads if axis else joined_along_batch
@@ -178,8 +234,8 @@ def _tie_slice(recorder: LabelRecorder, call: OpCall) -> None:
     Where every second channel is taken (``x[:, ::2]``), neighbours leave together.
     """
     labels, part = recorder.labels_of(call.args[0]), recorder.labels_of(call.out)
-    axis = (call.args[1] if len(call.args) > 1 else 0) % labels.ndim
-    step = call.args[4] if len(call.args) > 4 else 1
+    axis = call.argument(1, "dim", 0) % labels.ndim
+    step = call.argument(4, "step", 1)
     whole, size = labels.shape[axis], part.shape[axis]
     if not 0 < size < whole or whole % size or axis not in varying_axes(labels):
         return
@@ -259,9 +315,8 @@ def split(recorder: LabelRecorder, call: OpCall) -> None:
     if recorder.weight_view(call.args[0]) is not None:
         return
     parts = [recorder.labels_of(tensor) for tensor in call.out]
-    axis = call.args[2] if len(call.args) > 2 else call.kwargs.get("dim", 0)
     labels = recorder.labels_of(call.args[0])
-    axis %= labels.ndim
+    axis = call.argument(2, "dim", 0) % labels.ndim
     equal = axis in varying_axes(labels) and len({part.shape for part in parts}) == 1
     if equal and not (axis == 0 and is_batched(recorder, labels)):
         note_parts(recorder, parts)
@@ -270,7 +325,7 @@ def split(recorder: LabelRecorder, call: OpCall) -> None:
 def glu(recorder: LabelRecorder, call: OpCall) -> None:
     """A gated linear unit halves its axis: the halves are tied position by position."""
     labels = recorder.labels_of(call.args[0])
-    axis = call.args[1] if len(call.args) > 1 else -1
+    axis = call.argument(1, "dim", -1)
     values, gates = labels.chunk(2, axis)
     recorder.store.unite(values, gates)
     recorder.set_labels(call.out, values)
@@ -295,7 +350,7 @@ def pad(recorder: LabelRecorder, call: OpCall) -> None:
 def as_strided(recorder: LabelRecorder, call: OpCall) -> None:
     """Windows over a tensor's storage (Longformer's): labels are laid out like their tensor."""
     source, size, stride = call.args[:3]
-    offset = call.args[3] if len(call.args) > 3 else None
+    offset = call.argument(3, "storage_offset", None)
     start = 0 if offset is None else offset - source.storage_offset()
     labels = torch.empty_strided(source.shape, source.stride(), dtype=torch.int64)
     storage = labels.untyped_storage().nbytes() // labels.element_size()

@@ -61,7 +61,7 @@ from prunegraph.graph.trace.recorder import PRODUCTS, LabelRecorder, OpCall, Rul
 def reduced_axes(call: OpCall, ndim: int) -> list[int]:
     """Return the axes that a reduction of a tensor with ``ndim`` axes takes away."""
     place = 2 if call.name in NORMS else 1
-    dims = call.args[place] if len(call.args) > place else call.kwargs.get("dim")
+    dims = call.argument(place, "dim", None)
     if dims is None or dims == []:
         return list(range(ndim))
     return [axis % ndim for axis in ([dims] if isinstance(dims, int) else dims)]
@@ -111,7 +111,7 @@ def reduction(recorder: LabelRecorder, call: OpCall) -> None:
 def is_sum(call: OpCall) -> bool:
     """Return whether zeros change nothing of what a reduction gives."""
     if call.name in NORMS:
-        order = call.args[1] if len(call.args) > 1 else call.kwargs.get("ord")
+        order = call.argument(1, "ord", None)
         return bool(order is None or order >= 0)
     return call.name in {"sum", "any"}
 
@@ -123,8 +123,7 @@ def scan(recorder: LabelRecorder, call: OpCall) -> None:
         reduction(recorder, call)  # the median of all
         return
     place = 2 if call.name in {"topk", "kthvalue"} else 1
-    axis = call.args[place] if len(call.args) > place else call.kwargs.get("dim", -1)
-    axis %= labels.ndim
+    axis = call.argument(place, "dim", -1) % labels.ndim
     if axis in varying_axes(labels):
         recorder.freeze_all(call, "orders channels")
         return

@@ -70,6 +70,10 @@ class OpCall:
     out: Any
     name: str
 
+    def argument(self, place: int, name: str, default: Any) -> Any:
+        """Return an argument, which may be given by its name."""
+        return self.args[place] if len(self.args) > place else self.kwargs.get(name, default)
+
     def tensors(self) -> list[Tensor]:
         """Return the tensor inputs in order."""
         return tensors_in((self.args, self.kwargs))

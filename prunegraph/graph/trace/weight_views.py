@@ -1,9 +1,8 @@
 """Views of stored weights: what ops that move axes make of a parameter or buffer."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from math import prod
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -196,74 +195,3 @@ def recurrent_weights(model: nn.Module) -> set[str]:
         if isinstance(module, nn.RNNBase | nn.RNNCellBase)
         for name, _ in module.named_parameters(path, recurse=False)
     }
-
-
-def moved(
-    view: WeightView,
-    name: str,
-    args: Sequence[Any],
-    kwargs: Mapping[str, Any],
-    out: Sequence[Tensor],
-) -> list[WeightView] | None:
-    """Return the views of the same weight that an op's outputs are; None if they are none.
-
-    Args:
-        view: which view the op's first argument is.
-        name: of the op.
-        args: its arguments.
-        kwargs: its keyword arguments.
-        out: its outputs.
-    """
-    source: Tensor = args[0]
-    permutation = _permutation(name, args)
-    if permutation is not None:
-        return [view.arranged(permutation)]
-    match name:
-        case "split" | "split_with_sizes":
-            axis, start = (args[2] if len(args) > 2 else kwargs.get("dim", 0)) % source.ndim, 0
-            parts = []
-            for part in out:
-                parts.append(view.narrowed(axis, start))
-                start += part.shape[axis]
-            return parts
-        case "slice":
-            axis = (args[1] if len(args) > 1 else 0) % source.ndim
-            first = args[2] if len(args) > 2 else None
-            if len(args) > 4 and args[4] != 1:
-                return None
-            size = source.shape[axis]
-            start = max(first + size, 0) if first is not None and first < 0 else first or 0
-            return [view.narrowed(axis, start)]
-        case "select" | "unbind":
-            axis = (args[1] if len(args) > 1 else kwargs.get("dim", 0)) % source.ndim
-            places = range(len(out)) if name == "unbind" else [args[2] % source.shape[axis]]
-            picked = [view.at(axis, place) for place in places]
-            return [each for each in picked if each is not None] or None
-        case "unsqueeze" | "squeeze" | "view" | "_unsafe_view" | "reshape":
-            viewed = view.viewed(source.shape, out[0].shape)
-            return None if viewed is None else [viewed]
-        case "expand" if view.is_stack and 1 not in source.shape:
-            added = out[0].ndim - source.ndim
-            repeated = out[0].shape[added:] == source.shape
-            return [view.arranged([*[None] * added, *range(source.ndim)])] if repeated else None
-        case _:
-            return None
-
-
-def _permutation(name: str, args: Sequence[Any]) -> tuple[int, ...] | None:
-    """Return the permutation of axes that an op is, or None."""
-    ndim = args[0].ndim
-    axes = list(range(ndim))
-    match name:
-        case "t" | "numpy_T":
-            return tuple(reversed(axes))
-        case "transpose":
-            first, second = args[1] % ndim, args[2] % ndim
-            axes[first], axes[second] = second, first
-            return tuple(axes)
-        case "permute":
-            return tuple(axis % ndim for axis in args[1])
-        case "detach" | "alias" | "lift_fresh":
-            return tuple(axes)
-        case _:
-            return None
