@@ -4,9 +4,8 @@ A storage is counted once however many tensors view it, and dies with the last o
 and buffers are no activations and are left out; the inputs count, because their caller holds them.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -42,7 +41,6 @@ class LifetimeRecorder:
         self._alive: dict[StorageWeakRef, _Record] = {}
         self._records: list[_Record] = []
         self._step = 0
-        self._paused = False
 
     def leave_out(self, tensors: Iterable[Tensor]) -> None:
         """Do not count these tensors: parameters and buffers."""
@@ -55,8 +53,6 @@ class LifetimeRecorder:
 
     def step(self, outputs: Sequence[Tensor]) -> None:
         """Note what an operation allocated, and what was freed since the one before."""
-        if self._paused:
-            return
         for reference in [ref for ref in self._alive if ref.expired()]:
             record = self._alive.pop(reference)
             record.died = self._step
@@ -73,18 +69,6 @@ class LifetimeRecorder:
             return
         if not is_neutral(labels) or record.labels is None:
             record.labels = narrow_constant(labels)
-
-    def overlooking(self, hook: Callable[..., None]) -> Callable[..., None]:
-        """Return a module hook whose own operations are not counted."""
-
-        def quiet_hook(*args: Any) -> None:
-            self._paused = True
-            try:
-                hook(*args)
-            finally:
-                self._paused = False
-
-        return quiet_hook
 
     def storages(self, components: IntArray, unit_of: IntArray) -> list[Storage]:
         """Return the storages with labels turned into units.

@@ -108,6 +108,7 @@ class LabelRecorder(StepRecorder):
         self._labels = WeakTensorKeyDictionary()
         self._weight_views = WeakTensorKeyDictionary()
         self._gather_depth = 0
+        self._is_quiet = False
         held = constants(model)
         for name, tensor in [*model.named_parameters(), *held]:
             if tensor in self._weight_views:  # known by its first name
@@ -123,10 +124,12 @@ class LabelRecorder(StepRecorder):
         self._buffer_labels, self._element_labels = LabelSet(), LabelSet()
 
     def _runs_whole(self, name: str) -> bool:
-        return bool(self._gather_depth) or name in self._rules
+        return self._is_quiet or bool(self._gather_depth) or name in self._rules
 
     def _run(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], name: str) -> Any:
         out = func(*args, **kwargs)
+        if self._is_quiet:
+            return out
         call = OpCall(func=func, args=args, kwargs=kwargs, out=out, name=name)
         self.recording.note_positions(call.tensors(), self.cause(call, "reads their positions"))
         outputs = call.outputs()
@@ -363,7 +366,6 @@ class LabelRecorder(StepRecorder):
         if isinstance(module, ChannelGather):
             self._gather_depth += 1
         elif isinstance(module, _InstanceNorm) and not module.affine and args:
-            self._gather_depth += 1  # the label arithmetic below passes through this mode too
             first = 1 if args[0].ndim == module._get_no_batch_dim() + 1 else 0
             use = SizeUse(
                 module=self.modules.current,
@@ -371,11 +373,9 @@ class LabelRecorder(StepRecorder):
                 axis=0,
             )
             self.recording.size_uses.append(use)
-            self._gather_depth -= 1
 
     def _note_input(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Note the channels of the first input of a module that has some."""
-        self._gather_depth += 1  # the label arithmetic below passes through this mode too
         for tensor in tensors_in((args, kwargs)):
             labels = self.labels_of(tensor) if tensor in self._labels else neutral(())
             if axes := varying_axes(labels):
@@ -384,7 +384,6 @@ class LabelRecorder(StepRecorder):
                 if not bool((labels == NEUTRAL).any()):
                     self.recording.inputs.setdefault(self.modules.current, labels.reshape(-1))
                 break
-        self._gather_depth -= 1
 
     def _after_module(self, module: nn.Module, args: Sequence[Any], out: Any) -> None:
         if not isinstance(module, ChannelGather):
@@ -395,7 +394,19 @@ class LabelRecorder(StepRecorder):
         self.recording.gathers.append(
             RecordedGather(module=self.modules.current, in_labels=in_labels, out_labels=out_labels)
         )
-        self._gather_depth -= 1  # last: the label arithmetic above passes through this mode too
+        self._gather_depth -= 1
+
+    def _quiet(self, hook: Callable[..., None]) -> Callable[..., None]:
+        """Return a module hook whose own operations, on labels, are not recorded."""
+
+        def quiet_hook(*args: Any) -> None:
+            self._is_quiet = True
+            try:
+                hook(*args)
+            finally:
+                self._is_quiet = False
+
+        return quiet_hook
 
     def channel_labels(self, labels: Tensor, axis: int) -> Tensor:
         """Return ``[size]`` labels along one axis; positions along other axes are united."""
@@ -411,7 +422,7 @@ class LabelRecorder(StepRecorder):
     def recorded(self) -> Iterator[None]:
         """Record everything that runs while the context is open."""
         with ExitStack() as stack:
-            quiet = self.lifetimes.overlooking  # hooks compute with labels, not with activations
+            quiet = self._quiet
             stack.callback(register_module_forward_hook(quiet(self._after_module)).remove)
             stack.enter_context(self.modules.tracking())
             stack.callback(register_module_forward_pre_hook(quiet(self._before_module)).remove)
