@@ -1,7 +1,7 @@
 """From a recording of labels to the structure graph."""
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from math import prod
 
 import numpy as np
@@ -62,7 +62,6 @@ class GraphBuilder:
         self.events: dict[int, FreezeEvent] = {}
         for label, event in recording.store.events.items():
             self.events.setdefault(int(self.components[label]), event)
-        self.unit_of: dict[int, int] = {}
 
     def build(self) -> StructureGraph:
         """Return the structure graph."""
@@ -70,21 +69,20 @@ class GraphBuilder:
         params = self._param_components()
         used = [components for axes in params.values() for components in axes.values()]
         distinct, first = np.unique(np.concatenate([NO_UNITS, *used]), return_index=True)
-        in_order = distinct[np.argsort(first)]
-        self.unit_of = {int(component): index for index, component in enumerate(in_order)}
+        num_units = len(distinct)
         lookup = np.full(int(self.components.max(initial=-1)) + 1, NEUTRAL, dtype=np.int64)
-        lookup[list(self.unit_of)] = list(self.unit_of.values())
+        lookup[distinct[np.argsort(first)]] = np.arange(num_units)
         self._lookup = lookup
         units = {
             name: {axis: lookup[components] for axis, components in sorted(axes.items())}
             for name, axes in params.items()
         }
-        num_units = len(self.unit_of)
         self._check_products()
+        events = {int(lookup[c]): e for c, e in self.events.items() if lookup[c] != NEUTRAL}
         frozen = np.zeros(num_units, dtype=bool)
-        frozen[[self.unit_of[c] for c in self.events if c in self.unit_of]] = True
+        frozen[[*events]] = True
         ops = self._ops()
-        groups, group_of = self._groups(units, ops, frozen)
+        groups, group_of = self._groups(units, ops, frozen, events)
         summed = np.zeros(num_units, dtype=bool)
         for found in map(self._units, self.recording.sums):
             summed[found[found != NEUTRAL]] = True
@@ -94,7 +92,7 @@ class GraphBuilder:
             group_of=group_of,
             frozen=frozen,
             ops=ops,
-            frozen_ops=self._frozen_ops(),
+            frozen_ops=self._frozen_ops(events.values()),
             param_units=units,
             gathers={
                 gather.module: (self._units(gather.in_labels), self._units(gather.out_labels))
@@ -102,7 +100,7 @@ class GraphBuilder:
             },
             attention=self.attention,
             size_attributes=self._size_attributes(),
-            means={path: self._means(path) for path in {m.module for m in self.recording.means}},
+            means=self._means(),
             cost_model=CostModel(num_units, self._terms(units, ops)),
             memory_model=MemoryModel(
                 num_units, self.recording.lifetimes.storages(self.components, lookup)
@@ -118,9 +116,8 @@ class GraphBuilder:
         return torch.from_numpy(first[wanted])
 
     def _units(self, labels: Tensor) -> IntArray:
-        """Return the unit at each position; positions of neutral labels are left out."""
-        values = labels.numpy()
-        result: IntArray = self._lookup[self.components[values[values != NEUTRAL]]]
+        """Return the unit at each position that is labelled, NEUTRAL where no parameter has it."""
+        result: IntArray = self._lookup[self.components[labelled(labels).numpy()]]
         return result
 
     def _size_attributes(self) -> tuple[SizeAttribute, ...]:
@@ -197,24 +194,22 @@ class GraphBuilder:
                 for components in (first, own):
                     self._freeze(components, mean.module, reason)
 
-    def _means(self, path: str) -> tuple[tuple[IntArray, int], ...]:
-        """Return the means that a module takes: those of one number and axis are the same."""
-        own = [mean for mean in self.recording.means if mean.module == path]
-        kinds = {(len(mean.labels), mean.axis): mean.labels for mean in own}
-        return tuple((self._units(labels), axis) for (_, axis), labels in kinds.items())
+    def _means(self) -> dict[str, tuple[tuple[IntArray, int], ...]]:
+        """Return the means that modules take: those of one number and axis are the same."""
+        means = self.recording.means
+        kinds = {(mean.module, len(mean.labels), mean.axis): mean.labels for mean in means}
+        found: dict[str, tuple[tuple[IntArray, int], ...]] = {}
+        for (path, _, axis), labels in kinds.items():
+            found[path] = (*found.get(path, ()), (self._units(labels), axis))
+        return found
 
     def _check_products(self) -> None:
         """Freeze the axes of products on which some positions are of no parameter: all stay."""
         for op in self.recording.ops:
             for labels in (op.in_labels, op.out_labels):
-                if self._has_constants(labels):
+                if (self._units(labels) == NEUTRAL).any():
                     known = self.components[labelled(labels).numpy()]
                     self._freeze(known, op.module, "product with constants among its channels")
-
-    def _has_constants(self, labels: Tensor) -> bool:
-        """Return whether an axis of an operation has positions that are of no parameter."""
-        values = labels.numpy()
-        return bool((self._lookup[self.components[values[values != NEUTRAL]]] == NEUTRAL).any())
 
     def _param_components(self) -> dict[str, dict[int, IntArray]]:
         """Return the component at each position of each labelled axis, by parameter."""
@@ -271,18 +266,18 @@ class GraphBuilder:
         for depth, op in enumerate(self.recording.ops):
             calls[op.module] = calls.get(op.module, 0) + 1
             suffix = f"#{calls[op.module]}" if calls[op.module] > 1 else ""
-            inputs, outputs = self._units(op.in_labels), self._units(op.out_labels)
-            coefficient = op.macs_coefficient
-            if self._has_constants(op.in_labels):
-                inputs, coefficient = NO_UNITS, coefficient * op.in_labels.numel()
-            if self._has_constants(op.out_labels):
-                outputs, coefficient = NO_UNITS, coefficient * op.out_labels.numel()
+            coefficient, axes = op.macs_coefficient, []
+            for labels in (op.in_labels, op.out_labels):
+                units = self._units(labels)
+                if (units == NEUTRAL).any():  # all stay, see ``_check_products``
+                    units, coefficient = NO_UNITS, coefficient * labels.numel()
+                axes.append(units)
             nodes.append(
                 OpNode(
                     name=op.module + suffix,
                     kind=op.kind,
-                    in_units=inputs,
-                    out_units=outputs,
+                    in_units=axes[0],
+                    out_units=axes[1],
                     macs_coefficient=coefficient,
                     kernel_size=op.kernel_size,
                     stride=op.stride,
@@ -315,7 +310,11 @@ class GraphBuilder:
         return terms
 
     def _groups(
-        self, units: ParamUnits, ops: tuple[OpNode, ...], frozen: BoolArray
+        self,
+        units: ParamUnits,
+        ops: tuple[OpNode, ...],
+        frozen: BoolArray,
+        events: Mapping[int, FreezeEvent],
     ) -> tuple[tuple[Group, ...], IntArray]:
         """Gather the units with the same members, in order of their first unit.
 
@@ -330,11 +329,7 @@ class GraphBuilder:
         table.sort_indices()
         ends = table.indptr.tolist()
         members = [table.indices[a:b] for a, b in itertools.pairwise(ends)]
-        reasons: dict[int, str] = {
-            self.unit_of[component]: event.cause.reason
-            for component, event in self.events.items()
-            if component in self.unit_of
-        }
+        reasons = {unit: event.cause.reason for unit, event in events.items()}
         found: dict[tuple[bytes, str | None], list[int]] = {}
         for index, row in enumerate(members):
             found.setdefault((row.tobytes(), reasons.get(index)), []).append(index)
@@ -361,13 +356,9 @@ class GraphBuilder:
             )
         return tuple(groups), group_of
 
-    def _frozen_ops(self) -> tuple[FrozenOp, ...]:
+    def _frozen_ops(self, events: Iterable[FreezeEvent]) -> tuple[FrozenOp, ...]:
         """Return what froze units, the network's own input and output left out."""
-        causes = [
-            event.cause
-            for component, event in self.events.items()
-            if component in self.unit_of and not event.expected
-        ]
+        causes = [event.cause for event in events if not event.expected]
         return (*dict.fromkeys(causes), *self._unused())
 
     def _unused(self) -> list[FrozenOp]:
