@@ -51,18 +51,11 @@ def check_copies(model: nn.Module, run: Forward) -> bool:
     """
     if can_share(model):
         with contextlib.suppress(*ERRORS):  # a ModelError, too: what follows says it better
-            _check_copy(model, _late_copy(model), run)
+            memo = {id(p): late(p, change_of(p)) for p in model.parameters() if can_be_late(p)}
+            _check_copy(model, copy_network(model, memo, share=True), run)
             return True
     _check_copy(model, copy_network(model, share=True), run)
     return False
-
-
-def _late_copy(model: nn.Module) -> nn.Module:
-    """Return a copy whose large weights are made when they are read."""
-    memo = {
-        id(item): late(item, change_of(item)) for item in model.parameters() if can_be_late(item)
-    }
-    return copy_network(model, memo, share=True)
 
 
 def _check_copy(model: nn.Module, copied: nn.Module, run: Forward) -> None:

@@ -1,6 +1,7 @@
 """What is tried before channels are frozen, where a module's forward cannot follow a mask."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from torch import nn
 
@@ -166,7 +167,7 @@ class Fixes:
 
         The first of the two lists holds what may be needed where the least is left alone, too.
         """
-        tie, reading = self._recording.tie_to_inputs, self.reading
+        reading = self.reading
         sized = any(attribute.module in alike for attribute in graph.size_attributes)
 
         def check_inputs() -> bool:
@@ -189,20 +190,13 @@ class Fixes:
             reading.literal |= alike if sized else set()
             return sized
 
-        def tie_heads() -> bool:
+        def tie(*, heads: bool) -> bool:
             reading.literal -= alike
-            return tie(alike, heads=True)
+            return self._recording.tie_to_inputs(alike, heads=heads)
 
-        def read_none_of_tied() -> bool:
-            reading.literal |= alike
-            return sized
-
-        def tie_others() -> bool:
-            reading.literal -= alike
-            return tie(alike, heads=False)
-
-        others = [read_last, read_none, tie_heads, read_none_of_tied, tie_others]
-        others.append(lambda: self._tie_named(alike, graph))
+        tie_heads, tie_others = partial(tie, heads=True), partial(tie, heads=False)
+        others: list[Fix] = [read_last, read_none, tie_heads, read_none, tie_others]
+        others.append(partial(self._tie_named, alike, graph))
         return [check_inputs, check_inputs_first], others
 
     def _of(self, kind: type) -> set[str]:
