@@ -21,8 +21,8 @@ from prunegraph.graph.branches import without_blocks
 from prunegraph.graph.graph import StructureGraph
 from prunegraph.graph.proof.subjects import Subject
 from prunegraph.graph.proof.trial import failing_frame, failure_of
-from prunegraph.graph.surgery import SlicePlan, slice_plans, take
 from prunegraph.graph.surgery import apply_mask as slice_network
+from prunegraph.graph.surgery import slice_plans, stored, take
 from prunegraph.graph.surgery import zero_mask as zero_network
 
 
@@ -87,7 +87,8 @@ def apply_mask(
     pruned = without_blocks(pruned, graph, mask.keep)
     if optimizer is None:
         return pruned
-    return pruned, _sliced_optimizer(optimizer, dense, pruned, slice_plans(dense, graph, mask))
+    plans = slice_plans(stored(dense, graph), graph, mask)
+    return pruned, _sliced_optimizer(optimizer, dense, pruned, plans)
 
 
 def zero_mask(model: nn.Module, graph: StructureGraph, mask: ChannelMask) -> nn.Module:
@@ -149,7 +150,7 @@ def _sliced_optimizer(
     optimizer: torch.optim.Optimizer,
     dense: nn.Module,
     pruned: nn.Module,
-    plans: dict[int, SlicePlan],
+    plans: dict[int, dict[int, Tensor]],
 ) -> torch.optim.Optimizer:
     """Return a copy of the optimizer whose groups and state are those of the pruned network."""
     pairs = zip(dense.parameters(), pruned.parameters(), strict=True)
@@ -174,5 +175,5 @@ def _sliced_optimizer(
                     "a new optimizer for the pruned network"
                 )
                 raise SurgeryError(msg)
-            memo[id(value)] = take(value, plan.keep)
+            memo[id(value)] = take(value, plan)
     return copy.deepcopy(optimizer, dict(memo))

@@ -11,17 +11,19 @@ from prunegraph.core.errors import SurgeryError
 from prunegraph.graph.slim_attention import SlimMultiheadAttention, is_dense_attention
 
 
-def fix_module_sizes(dense: nn.Module, pruned: nn.Module, keep_first: Mapping[int, Tensor]) -> None:
+def fix_module_sizes(
+    dense: nn.Module, pruned: nn.Module, kept: Mapping[int, Mapping[int, Tensor]]
+) -> None:
     """Set ``in_channels``, ``num_features``, ``groups`` and the like of every module.
 
     Args:
         dense: the network before surgery.
         pruned: its pruned copy, changed in place; the same modules in the same order.
-        keep_first: ``id`` of a dense weight -> kept positions of its axis 0, where it lost some.
+        kept: ``id`` of a dense parameter -> axis -> kept positions, where it lost some.
     """
     for (name, old), new in zip(dense.named_modules(), pruned.modules(), strict=True):
         weight = getattr(new, "weight", None)
-        kept = keep_first.get(id(_stored_weight(old)))
+        rows = kept.get(id(_stored_weight(old)), {}).get(0)
         if isinstance(new, nn.Transformer):
             norm = getattr(new.encoder, "norm", None)
             new.d_model = norm.weight.shape[0] if isinstance(norm, nn.LayerNorm) else new.d_model
@@ -31,7 +33,7 @@ def fix_module_sizes(dense: nn.Module, pruned: nn.Module, keep_first: Mapping[in
             sized = weight if isinstance(weight, Tensor) else new.running_mean
             new.num_features = new.num_features if sized is None else sized.shape[0]
         elif isinstance(weight, Tensor):
-            _fix(name, new, weight, kept)
+            _fix(name, new, weight, rows)
 
 
 def _stored_weight(module: nn.Module) -> object:
@@ -67,15 +69,13 @@ def slim_attentions(
             if rows is not None:
                 queries = rows[: module.embed_dim].view(module.num_heads, module.head_dim)
                 heads[id(module)] = int(queries.any(1).sum())
-    pruned = _with_slim(dense, pruned, heads)
-    use_no_nested_tensors(pruned)
-    return pruned
+    return _with_slim(dense, pruned, heads)
 
 
 def _with_slim(dense: nn.Module, network: nn.Module, heads: Mapping[int, int]) -> nn.Module:
     """Put slim modules into a network, by ``id`` of a dense attention how many heads it has."""
     slim: dict[int, nn.Module] = {}  # a module may be used under several names
-    for path, module in list(dense.named_modules(remove_duplicate=False)):
+    for path, module in list(dense.named_modules(remove_duplicate=False)) if heads else ():
         if (key := id(module)) in heads:
             if key not in slim:
                 sliced = network.get_submodule(path)
@@ -83,13 +83,6 @@ def _with_slim(dense: nn.Module, network: nn.Module, heads: Mapping[int, int]) -
                 slim[key] = SlimMultiheadAttention.from_sliced(sliced, heads[key])
             network = replace_module(network, path, slim[key])
     return network
-
-
-def use_no_nested_tensors(network: nn.Module) -> None:
-    """Let encoders pad: layers other than torch's own take no nested tensors."""
-    for module in network.modules():
-        if isinstance(module, nn.TransformerEncoder):
-            module.use_nested_tensor = False
 
 
 def slim_all_attentions(model: nn.Module) -> nn.Module:

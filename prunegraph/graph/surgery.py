@@ -6,8 +6,8 @@ example inputs and the optimizer.
 """
 
 import copy
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -24,12 +24,7 @@ from prunegraph.graph.copying import copy_network, drop_kept, like
 from prunegraph.graph.graph import Place, StructureGraph
 from prunegraph.graph.late_weights import LateWeight, can_be_late, change_of, late, narrowed
 from prunegraph.graph.masked_norm import MaskedNorm, mean_over_kept
-from prunegraph.graph.module_sizes import (
-    fix_module_sizes,
-    replace_module,
-    slim_attentions,
-    use_no_nested_tensors,
-)
+from prunegraph.graph.module_sizes import fix_module_sizes, replace_module, slim_attentions
 from prunegraph.graph.trace.weight_views import constants
 
 NUM_POWER_ITERATIONS = 50
@@ -40,20 +35,6 @@ Keep = Mapping[int, Tensor]
 
 Factors = Mapping[int, tuple[Tensor, ...]]
 """``id`` of a parameter -> ``[size]`` numbers for each axis, by which its values are multiplied."""
-
-
-@dataclass(frozen=True)
-class SlicePlan:
-    """What happens to one parameter or buffer.
-
-    Attributes:
-        tensor: the dense network's own tensor.
-        keep: axis -> ``[size]`` booleans on the tensor's device, True = keep; only axes that lose
-            something.
-    """
-
-    tensor: Tensor
-    keep: dict[int, Tensor]
 
 
 def apply_mask(
@@ -81,16 +62,14 @@ def apply_mask(
         MaskError: the mask is not of this graph.
         SurgeryError: the graph is not of this network.
     """
-    pruned, plans = _copied(model, graph, mask, cut=True, lately=lately, factors=factors)
-    _resolve_norms(pruned)
-    keep_first = {key: plan.keep[0] for key, plan in plans.items() if 0 in plan.keep}
-    fix_module_sizes(model, pruned, keep_first)
+    pruned, kept = _copied(model, graph, mask, cut=True, lately=lately, factors=factors)
+    fix_module_sizes(model, pruned, kept)
     for attribute in graph.size_attributes:
         owner, size = pruned.get_submodule(attribute.module), attribute.kept(mask.keep)
         value = _put(getattr(owner, attribute.name), attribute.place, size)
         setattr(owner, attribute.name, value)
     drop_kept(pruned)
-    pruned = slim_attentions(model, pruned, {key: plan.keep for key, plan in plans.items()})
+    pruned = slim_attentions(model, pruned, kept)
     return fill_empty(without_branches(pruned, graph, mask.keep))
 
 
@@ -102,33 +81,38 @@ def _copied(
     cut: bool,
     lately: bool,
     factors: Factors | None,
-) -> tuple[nn.Module, dict[int, SlicePlan]]:
-    """Return a copy whose tensors have lost what a mask removes, and what that is of each.
+) -> tuple[nn.Module, dict[int, dict[int, Tensor]]]:
+    """Return a copy without what a mask removes, and the ``slice_plans``.
 
-    With ``cut`` it leaves, else it becomes zero; other arguments are those of ``apply_mask``.
+    With ``cut`` the rest leaves, else it is zero; other arguments are those of ``apply_mask``.
     """
-    plans = slice_plans(model, graph, mask)
-    tensors = {} if cut else _stored(model, graph.divisors)
-    whole = {id(tensors.get(name)) for name in graph.divisors}
+    tensors = stored(model, graph)
+    kept = slice_plans(tensors, graph, mask)
+    whole = set() if cut else {id(tensors.get(name)) for name in graph.divisors}
     made, now = _maker(cut=cut, lately=lately), take if cut else _zero
-    memo = {key: made(plan.tensor, plan.keep) for key, plan in plans.items() if key not in whole}
-    for key, length in _kept_lengths(model, plans):
-        memo[key] = now(length, plans[key].keep) if key in plans else length
+    by_id = {id(tensor): tensor for tensor in tensors.values()}
+    memo = {key: made(by_id[key], keep) for key, keep in kept.items() if key not in whole}
+    for key, length in _kept_lengths(model, kept):
+        memo[key] = now(length, kept[key]) if key in kept else length
     memo |= _gathers(model, graph, mask.keep, cut=cut)
-    keeps = {key: plan.keep for key, plan in plans.items()} if cut else None
-    multiply(model, memo, factors or {}, keeps, lately=lately)
-    return copy_network(model, memo, share=lately), plans  # which finds them in its memo
+    if factors:
+        multiply(model, memo, factors, kept if cut else {}, lately=lately)
+    copied = copy_network(model, memo, share=lately)  # finds the new tensors in its memo
+    _resolve_norms(copied)
+    for module in copied.modules():
+        if isinstance(module, nn.TransformerEncoder):
+            module.use_nested_tensor = False  # layers other than torch's own take none
+    return copied, kept
 
 
 @torch.no_grad()
-def _kept_lengths(model: nn.Module, plans: Mapping[int, SlicePlan]) -> Iterator[tuple[int, Tensor]]:
+def _kept_lengths(model: nn.Module, kept: Mapping[int, Keep]) -> Iterator[tuple[int, Tensor]]:
     """Yield ``id`` of a length of ``weight_norm``, and what it is without what its vector loses.
 
     So the weights that stay are what they were; at the old lengths they would be larger.
     """
     for length, vector, axis in _weight_norms(model):
-        plan = plans.get(id(vector))
-        lost = {} if plan is None else {k: keep for k, keep in plan.keep.items() if k != axis}
+        lost = {k: keep for k, keep in kept.get(id(vector), {}).items() if k != axis}
         if lost:
             before, after = (
                 torch.norm_except_dim(each, 2, axis) for each in (vector, _zero(vector, lost))
@@ -191,7 +175,7 @@ def multiply(
     model: nn.Module,
     memo: dict[int, Tensor],
     factors: Factors,
-    kept: Mapping[int, Mapping[int, Tensor]] | None = None,
+    kept: Mapping[int, Keep],
     *,
     lately: bool,
 ) -> None:
@@ -216,8 +200,8 @@ def multiply(
             continue
         memo[key] = one
         for axis, by in enumerate(factors[key]):
-            keep = {} if kept is None else kept.get(key, {})
-            by = by[keep[axis]] if axis in keep else by
+            keep = kept.get(key, {}).get(axis)
+            by = by if keep is None else by[keep]
             one.data.mul_(by.view([-1 if a == axis else 1 for a in range(parameter.ndim)]))
 
 
@@ -247,49 +231,50 @@ def zero_mask(
         MaskError: the mask is not of this graph.
         SurgeryError: the graph is not of this network.
     """
-    silent, plans = _copied(model, graph, mask, cut=False, lately=lately, factors=factors)
+    silent, kept = _copied(model, graph, mask, cut=False, lately=lately, factors=factors)
     for path, module in list(model.named_modules(remove_duplicate=False)):
-        plan = plans.get(id(getattr(module, "weight", None)))
-        if plan is None or isinstance(silent.get_submodule(path), MaskedNorm):
+        own = kept.get(id(getattr(module, "weight", None)))
+        if own is None or isinstance(silent.get_submodule(path), MaskedNorm):
             continue  # one that lies in a container with two paths is wrapped already
         if isinstance(module, nn.LayerNorm | nn.RMSNorm):
             parent = silent.get_submodule(path.rpartition(".")[0])
             in_encoder = isinstance(parent, nn.TransformerEncoderLayer)
-            norm = MaskedNorm(silent.get_submodule(path), plan.keep, in_encoder=in_encoder)
+            norm = MaskedNorm(silent.get_submodule(path), own, in_encoder=in_encoder)
             silent = replace_module(silent, path, norm)
         elif isinstance(module, nn.GroupNorm) and module.num_groups == 1:
-            mean_over_kept(silent.get_submodule(path), (plan.keep[0], 0))
+            mean_over_kept(silent.get_submodule(path), (own[0], 0))
     computing = {op.name.partition("#")[0] for op in graph.ops if op.computed}
     for path in sorted(graph.means.keys() | computing):
-        kinds = graph.means.get(path, ())
-        kept = [(torch.from_numpy(mask.keep[units]), axis) for units, axis in kinds]
-        changed = [kind for kind in kept if not bool(kind[0].all())]
+        means = graph.means.get(path, ())
+        kinds = [(torch.from_numpy(mask.keep[units]), axis) for units, axis in means]
+        changed = [kind for kind in kinds if not bool(kind[0].all())]
         if changed or path in computing:
             mean_over_kept(silent.get_submodule(path), *changed)
-    use_no_nested_tensors(silent)
-    _resolve_norms(silent)
     drop_kept(silent)
     return silent
 
 
-def _stored(model: nn.Module, names: Iterable[str]) -> dict[str, Tensor]:
-    """Return the parameters and, if a name is of none, buffers and tensors that are attributes."""
-    stored: dict[str, Tensor] = dict(model.named_parameters(remove_duplicate=False))
-    if not stored.keys() >= set(names):
-        stored.update(constants(model))
-    return stored
+def stored(model: nn.Module, graph: StructureGraph) -> dict[str, Tensor]:
+    """Return the parameters and, where the structure has others, buffers and plain attributes."""
+    tensors: dict[str, Tensor] = dict(model.named_parameters(remove_duplicate=False))
+    if not tensors.keys() >= graph.param_units.keys():
+        tensors.update(constants(model))
+    return tensors
 
 
-def slice_plans(model: nn.Module, graph: StructureGraph, mask: ChannelMask) -> dict[int, SlicePlan]:
-    """Return ``id(tensor) -> plan`` of the parameters and buffers that lose positions.
+def slice_plans(
+    tensors: Mapping[str, Tensor], graph: StructureGraph, mask: ChannelMask
+) -> dict[int, dict[int, Tensor]]:
+    """Return what stays of the ``stored`` tensors that lose positions.
+
+    By ``id``, for each axis that loses some ``[size]`` booleans on the tensor's device.
 
     Raises:
         MaskError: the mask is not of this graph.
         SurgeryError: the graph is not of this network.
     """
     _check_mask(graph, mask)
-    tensors = _stored(model, graph.param_units)
-    plans: dict[int, SlicePlan] = {}
+    plans: dict[int, dict[int, Tensor]] = {}
     for name, axes in graph.param_units.items():
         tensor = tensors.get(name)
         if tensor is None:
@@ -304,21 +289,17 @@ def slice_plans(model: nn.Module, graph: StructureGraph, mask: ChannelMask) -> d
                     f"{units.size} at axis {axis}: it is of another network"
                 )
                 raise SurgeryError(msg)
-            keep = mask.keep[units]
-            if not keep.all():
-                _add_axis(plans, name, tensor, axis, torch.from_numpy(keep).to(tensor.device))
+            if mask.keep[units].all():
+                continue
+            keep = torch.from_numpy(mask.keep[units]).to(tensor.device)
+            known = plans.setdefault(id(tensor), {}).setdefault(axis, keep)
+            if not torch.equal(known, keep):
+                msg = (
+                    f"{name} is shared, and its names disagree on which channels of axis {axis} "
+                    "stay"
+                )
+                raise SurgeryError(msg)
     return plans
-
-
-def _add_axis(
-    plans: dict[int, SlicePlan], name: str, tensor: Tensor, axis: int, keep: Tensor
-) -> None:
-    """Add one axis to a tensor's plan; a tensor known by two names must be treated alike."""
-    plan = plans.setdefault(id(tensor), SlicePlan(tensor, {}))
-    known = plan.keep.setdefault(axis, keep)
-    if known is not keep and not torch.equal(known, keep):
-        msg = f"{name} is shared, and its names disagree on which channels of axis {axis} stay"
-        raise SurgeryError(msg)
 
 
 def _check_mask(graph: StructureGraph, mask: object) -> None:

@@ -15,7 +15,7 @@ from prunegraph.core.budget import Budget
 from prunegraph.core.masks import ChannelMask, FloatArray
 from prunegraph.graph import StructureGraph
 from prunegraph.graph.apply import apply_mask
-from prunegraph.graph.surgery import slice_plans
+from prunegraph.graph.surgery import slice_plans, stored
 
 NOISE = 0.5
 """Deviation of what is added to the scores of each group and of each unit."""
@@ -32,7 +32,7 @@ class Subnet:
     def __init__(self, whole: nn.Module, graph: StructureGraph, mask: ChannelMask) -> None:
         self.mask = mask
         self._whole = whole
-        self._plans = slice_plans(whole, graph, mask)
+        self._plans = slice_plans(stored(whole, graph), graph, mask)
         self.model = apply_mask(whole, graph, mask)
 
     def hand_back(self) -> None:
@@ -41,9 +41,9 @@ class Subnet:
         They take the place of earlier ones. Buffers of the whole network stay as they are.
         """
         for whole, part in zip(self._whole.parameters(), self.model.parameters(), strict=True):
-            gradient, plan = part.grad, self._plans.get(id(whole))
-            if gradient is not None and plan is not None:
-                for axis, keep in plan.keep.items():
+            gradient = part.grad
+            if gradient is not None:
+                for axis, keep in self._plans.get(id(whole), {}).items():
                     gradient = _spread(gradient, axis, keep)
             whole.grad = gradient
 

@@ -120,7 +120,7 @@ class Subject:
     def is_sound_if_bold(self) -> bool:
         """Whether the whole network gives finite outputs so; the factors are dropped if not."""
         memo: dict[int, Tensor] = {}
-        multiply(self.model, memo, self.factors or {}, lately=self.lately)
+        multiply(self.model, memo, self.factors or {}, {}, lately=self.lately)
         sound = is_sound(copy_network(self.model, memo, share=self.lately), self.run)
         self.factors = self.factors if sound else None
         return sound
