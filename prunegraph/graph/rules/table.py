@@ -193,171 +193,113 @@ def nothing(_recorder: LabelRecorder, _call: OpCall) -> None:
     """The op returns no tensor that matters."""
 
 
-def _names(text: str) -> list[str]:
-    return text.split()
-
-
-_POINTWISE = _names(
-    """
-    relu gelu silu sigmoid tanh hardtanh hardswish hardsigmoid elu leaky_relu softplus mish exp
-    log log1p sqrt rsqrt abs neg sign square pow reciprocal clamp clamp_min clamp_max erf sin
-    cos tan asin acos sinh cosh add sub mul div rsub maximum minimum where lerp addcmul addcdiv
-    threshold logical_not eq ne lt gt le ge masked_fill bitwise_not native_dropout
-    _prelu_kernel prelu log_sigmoid_forward relu6 floor round isnan isfinite nan_to_num celu selu
-    atan expm1 exp2 log2 log10 trunc frac ceil fmod remainder atan2 sinc erfc erfinv hypot logaddexp
-    fmax fmin heaviside isinf hardshrink softshrink bitwise_and bitwise_or bitwise_xor
-    logical_and logical_or logical_xor polar complex _conj conj_physical
-    """
-)
-
-
-_INPLACE = _names(
-    """
-    copy_ fill_ zero_ masked_fill_ bernoulli_ uniform_ normal_ random_ exponential_
-    """
-)
-
-
-_CONSTANT = _names(
-    """
-    empty zeros ones full arange new_zeros new_ones new_empty new_full ones_like
-    full_like rand randn scalar_tensor linspace eye empty_strided new_empty_strided
-    _sparse_coo_tensor_with_dims_and_tensors _coalesce coalesce is_coalesced _to_sparse
-    _sparse_compressed_tensor_unsafe _validate_sparse_coo_tensor_args
-    rand_like randn_like tril triu tril_indices triu_indices
-    """
-)
-
-
-_MOVEMENT = _names(
-    """
-    permute transpose t numpy_T squeeze unsqueeze slice select unbind stack flip roll
-    alias detach lift_fresh narrow movedim
-    pixel_shuffle pixel_unshuffle unfold diagonal
-    """
-)
-
-
-_SPATIAL = _names(
-    """
-    max_pool2d_with_indices max_pool3d_with_indices avg_pool1d avg_pool2d avg_pool3d
-    _adaptive_avg_pool2d _adaptive_avg_pool3d adaptive_max_pool2d adaptive_avg_pool1d max_pool2d
-    upsample_nearest1d upsample_nearest2d upsample_nearest3d upsample_bilinear2d
-    upsample_trilinear3d
-    upsample_bicubic2d _upsample_nearest_exact2d _upsample_bilinear2d_aa upsample_linear1d
-    mkldnn_max_pool2d reflection_pad2d replication_pad2d reflection_pad1d replication_pad1d
-    reflection_pad3d replication_pad3d adaptive_max_pool3d _upsample_nearest_exact1d
-    _upsample_nearest_exact3d _upsample_bicubic2d_aa
-    """
-)
-
-
-OVER_KEPT = _names("mean amax amin max min var std var_mean std_mean")
-
-
-REDUCTIONS = _names(
-    """
-    sum argmax argmin linalg_vector_norm norm logsumexp prod any all
-    """
-)
-
+OVER_KEPT = frozenset({"mean", "amax", "amin", "max", "min", "var", "std", "var_mean", "std_mean"})
+"""Reductions of which the kept channels alone give what they should."""
 
 NORMS = {"linalg_vector_norm", "norm"}
 
 
-_LOSSES = _names(
-    """
-    mse_loss smooth_l1_loss huber_loss soft_margin_loss binary_cross_entropy
-    binary_cross_entropy_with_logits
-    """
-)
-
-
-_SCANS = _names("cumsum cumprod cummax cummin logcumsumexp sort topk kthvalue median mode")
-
-
-_NOTHING = _names("_is_all_true _is_any_true _local_scalar_dense sym_size is_same_size equal set_")
-
-
-_SCATTERS = _names("scatter scatter_add scatter_reduce index_add index_copy index_reduce")
-
-
-_BATCH_NORMS = _names(
-    """
-    native_batch_norm _native_batch_norm_legit_no_training cudnn_batch_norm miopen_batch_norm
-    """
-)
-
-
-_ATTENTION = _names(
-    """
-    _scaled_dot_product_flash_attention_for_cpu _scaled_dot_product_flash_attention
-    _scaled_dot_product_efficient_attention _scaled_dot_product_cudnn_attention
-    """
-)
+_OPS: dict[Rule, str] = {
+    pointwise: """
+        relu gelu silu sigmoid tanh hardtanh hardswish hardsigmoid elu leaky_relu softplus mish exp
+        log1p sqrt abs neg sign square pow clamp clamp_min clamp_max erf sin cos tan asin acos sinh
+        cosh add sub rsub maximum minimum where lerp addcmul addcdiv threshold logical_not eq ne lt
+        gt le ge masked_fill bitwise_not native_dropout _prelu_kernel prelu log_sigmoid_forward
+        relu6 floor round isnan isfinite nan_to_num celu selu atan expm1 exp2 log2 log10 trunc frac
+        ceil fmod remainder atan2 sinc erfc erfinv hypot logaddexp fmax fmin heaviside isinf
+        hardshrink softshrink bitwise_and bitwise_or bitwise_xor logical_and logical_or logical_xor
+        polar complex _conj conj_physical
+    """,
+    scale: "mul",
+    divided: "div reciprocal rsqrt log",
+    pointwise_inplace: """
+        copy_ fill_ zero_ masked_fill_ bernoulli_ uniform_ normal_ random_ exponential_
+    """,
+    constant: """
+        empty zeros ones full arange new_zeros new_ones new_empty new_full ones_like full_like rand
+        randn scalar_tensor linspace eye empty_strided new_empty_strided
+        _sparse_coo_tensor_with_dims_and_tensors _coalesce coalesce is_coalesced _to_sparse
+        _sparse_compressed_tensor_unsafe _validate_sparse_coo_tensor_args rand_like randn_like tril
+        triu tril_indices triu_indices
+    """,
+    zeros: "zeros_like empty_like",
+    movement: """
+        permute transpose t numpy_T squeeze unsqueeze slice select unbind stack flip roll alias
+        detach lift_fresh narrow movedim pixel_shuffle pixel_unshuffle unfold diagonal
+    """,
+    note_copies(movement): "expand repeat",
+    movement_inplace: "transpose_ t_ squeeze_ unsqueeze_",
+    pick: "gather index index_select",
+    view: "view _unsafe_view reshape _reshape_alias",
+    copy: "clone contiguous _to_copy",
+    cat: "cat",
+    split: "split split_with_sizes unsafe_split",
+    pad: "constant_pad_nd",
+    as_strided: "as_strided",
+    restride: "as_strided_",
+    channel_shuffle: "channel_shuffle native_channel_shuffle",
+    glu: "glu",
+    unfold: "im2col",
+    fold: "col2im",
+    view_as_complex: "view_as_complex",
+    view_as_real: "view_as_real",
+    embedding: "embedding _embedding_bag _embedding_bag_forward_only",
+    spatial: """
+        max_pool2d_with_indices max_pool3d_with_indices avg_pool1d avg_pool2d avg_pool3d
+        _adaptive_avg_pool2d _adaptive_avg_pool3d adaptive_max_pool2d adaptive_avg_pool1d
+        max_pool2d upsample_nearest1d upsample_nearest2d upsample_nearest3d upsample_bilinear2d
+        upsample_trilinear3d upsample_bicubic2d _upsample_nearest_exact2d _upsample_bilinear2d_aa
+        upsample_linear1d mkldnn_max_pool2d reflection_pad2d replication_pad2d reflection_pad1d
+        replication_pad1d reflection_pad3d replication_pad3d adaptive_max_pool3d
+        _upsample_nearest_exact1d _upsample_nearest_exact3d _upsample_bicubic2d_aa
+    """,
+    unpool: "max_unpool2d max_unpool3d",
+    grid_sample: "grid_sampler grid_sampler_2d grid_sampler_3d",
+    regions: "torchvision::roi_align torchvision::roi_pool",
+    transform: "_fft_r2c _fft_c2r _fft_c2c",
+    reduction: "sum argmax argmin linalg_vector_norm norm logsumexp prod any all",
+    scan: "cumsum cumprod cummax cummin logcumsumexp sort topk kthvalue median mode",
+    softmax: "_softmax _log_softmax _safe_softmax",
+    distance: "_cdist_forward _euclidean_dist",
+    solve: "linalg_solve_triangular",
+    loss: """
+        mse_loss smooth_l1_loss huber_loss soft_margin_loss binary_cross_entropy
+        binary_cross_entropy_with_logits
+    """,
+    scatter: "scatter scatter_add scatter_reduce index_add index_copy index_reduce",
+    masked_scatter: "masked_scatter masked_scatter_",
+    put: "index_put index_put_ _index_put_impl_",
+    batch_norm: """
+        native_batch_norm _native_batch_norm_legit_no_training cudnn_batch_norm miopen_batch_norm
+    """,
+    layer_norm: "native_layer_norm",
+    group_norm: "native_group_norm",
+    convolution: "convolution",
+    deformable_convolution: "torchvision::deform_conv2d",
+    trilinear: "_trilinear",
+    addmm: "addmm",
+    mm: "mm",
+    mv: "mv dot vdot",
+    bmm: "bmm baddbmm",
+    grouped_mm: "_grouped_mm",
+    sparse_mm: "_sparse_mm _sparse_addmm",
+    attention: """
+        _scaled_dot_product_flash_attention_for_cpu _scaled_dot_product_flash_attention
+        _scaled_dot_product_efficient_attention _scaled_dot_product_cudnn_attention
+    """,
+    fused_recurrent: "mkldnn_rnn_layer _cudnn_rnn miopen_rnn",
+    pack: "_pack_padded_sequence",
+    nothing: "_is_all_true _is_any_true _local_scalar_dense sym_size is_same_size equal set_",
+}
+"""Names of ops, by rule. Those that pass labels on, or scatter, have twins that work in place."""
 
 
 def _table() -> dict[str, Rule]:
-    table: dict[str, Rule] = dict.fromkeys(_POINTWISE, pointwise)
-    table |= dict.fromkeys([f"{name}_" for name in _POINTWISE], pointwise_inplace)
-    table |= dict.fromkeys(("div", "reciprocal", "rsqrt", "log"), divided)
-    table |= dict.fromkeys(_INPLACE, pointwise_inplace)
-    table |= dict.fromkeys(_CONSTANT, constant)
-    table |= dict.fromkeys(("zeros_like", "empty_like"), zeros)
-    table |= dict.fromkeys(_MOVEMENT, movement)
-    table |= dict.fromkeys(("expand", "repeat"), note_copies(movement))
-    table |= dict.fromkeys(("gather", "index", "index_select"), pick)
-    table |= dict.fromkeys(("transpose_", "t_", "squeeze_", "unsqueeze_"), movement_inplace)
-    table |= dict.fromkeys(_SPATIAL, spatial)
-    table |= dict.fromkeys(("view", "_unsafe_view", "reshape", "_reshape_alias"), view)
-    table |= dict.fromkeys(("clone", "contiguous", "_to_copy"), copy)
-    table |= dict.fromkeys((*OVER_KEPT, *REDUCTIONS), reduction)
-    table |= dict.fromkeys(("_softmax", "_log_softmax", "_safe_softmax"), softmax)
-    table |= dict.fromkeys(("channel_shuffle", "native_channel_shuffle"), channel_shuffle)
-    table |= {
-        "cat": cat,
-        "_trilinear": trilinear,
-        "as_strided_": restride,
-        "split": split,
-        "split_with_sizes": split,
-        "constant_pad_nd": pad,
-        "bmm": bmm,
-        "mul": scale,
-        "baddbmm": bmm,
-        "glu": glu,
-        "as_strided": as_strided,
-        "im2col": unfold,
-        "col2im": fold,
-        "embedding": embedding,
-        "_embedding_bag": embedding,
-        "_embedding_bag_forward_only": embedding,
-        "max_unpool2d": unpool,
-        "max_unpool3d": unpool,
-        "view_as_complex": view_as_complex,
-        "view_as_real": view_as_real,
-        "_cdist_forward": distance,
-        "linalg_solve_triangular": solve,
-        "_euclidean_dist": distance,
-        "unsafe_split": split,
-        "_pack_padded_sequence": pack,
-    }
-    table |= dict.fromkeys(_BATCH_NORMS, batch_norm)
-    table |= dict.fromkeys(_LOSSES, loss)
-    table |= dict.fromkeys(_SCANS, scan)
-    table |= dict.fromkeys([*_SCATTERS, *(f"{name}_" for name in _SCATTERS)], scatter)
-    table |= dict.fromkeys(("masked_scatter", "masked_scatter_"), masked_scatter)
-    table |= dict.fromkeys(("index_put", "index_put_", "_index_put_impl_"), put)
-    table |= dict.fromkeys(("mkldnn_rnn_layer", "_cudnn_rnn", "miopen_rnn"), fused_recurrent)
-    table |= dict.fromkeys(("grid_sampler", "grid_sampler_2d", "grid_sampler_3d"), grid_sample)
-    table |= dict.fromkeys(("torchvision::roi_align", "torchvision::roi_pool"), regions)
-    table["torchvision::deform_conv2d"] = deformable_convolution
-    table |= {"native_layer_norm": layer_norm, "native_group_norm": group_norm}
-    table |= {"convolution": convolution, "addmm": addmm, "mm": mm, "_grouped_mm": grouped_mm}
-    table |= dict.fromkeys(("mv", "dot", "vdot"), mv)
-    table |= dict.fromkeys(("_sparse_mm", "_sparse_addmm"), sparse_mm)
-    table |= dict.fromkeys(("_fft_r2c", "_fft_c2r", "_fft_c2c"), transform)
-    table |= dict.fromkeys(_ATTENTION, attention)
-    table |= dict.fromkeys(_NOTHING, nothing)
+    table = {name: rule for rule, names in _OPS.items() for name in names.split()}
+    table |= dict.fromkeys(OVER_KEPT, reduction)
+    in_place = dict.fromkeys((pointwise, scale, divided), pointwise_inplace) | {scatter: scatter}
+    for rule, own in in_place.items():
+        table |= {f"{name}_": own for name in _OPS[rule].split()}
     return table | {name: where_rows_are(table[name]) for name in PRODUCTS}
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from prunegraph.graph.rules.shared.weights import tie_parameter
-from prunegraph.graph.rules.table import OVER_KEPT, REDUCTIONS, RULES, is_sum, reduced_axes
+from prunegraph.graph.rules.table import OVER_KEPT, RULES, is_sum, reduced_axes, reduction
 from prunegraph.graph.trace.labels import along, is_neutral
 from prunegraph.graph.trace.recorder import LabelRecorder, OpCall, Rule, unknown_op
 from prunegraph.graph.trace.weight_views import WeightView
@@ -52,7 +52,7 @@ def _follow(recorder: LabelRecorder, call: OpCall) -> bool:
     """Say what an op on weights gives; return whether that is known."""
     if torch.Tag.pointwise in call.func.tags or call.name in DRAWN:
         return _pointwise(recorder, call)
-    if call.name in REDUCED:
+    if RULES.get(call.name) is reduction:
         return _reduced(recorder, call)
     known = _OWN.get(call.name)
     return known is not None and known(recorder, call)
@@ -157,8 +157,6 @@ def _same(recorder: LabelRecorder, call: OpCall) -> bool:
     recorder.set_weight_view(call.out, view)
     return True
 
-
-REDUCED = frozenset({*OVER_KEPT, *REDUCTIONS})
 
 _OWN: dict[str, Callable[[LabelRecorder, OpCall], bool]] = {
     "native_batch_norm": _batch_norm,
