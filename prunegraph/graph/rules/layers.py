@@ -61,8 +61,7 @@ def layer_norm(recorder: LabelRecorder, call: OpCall) -> None:
         recorder.recording.heads.append(labels.narrow(-1, 0, 1))
         for tensor in (weight, bias):
             if tensor is not None:
-                own = recorder.axis_labels(tensor, 0)
-                assert own is not None
+                own = recorder.stored_labels(tensor, 0)
                 recorder.store.freeze(own, recorder.cause(call, SHARED))
     elif len(normalized_shape) == 1:
         channels = recorder.channel_labels(labels, -1)
@@ -83,9 +82,7 @@ def _norm_over_positions(recorder: LabelRecorder, call: OpCall, labels: Tensor, 
     channels = recorder.channel_labels(labels, axis)
     for tensor in (weight, bias):
         if tensor is not None:
-            own = recorder.axis_labels(tensor, axis - first)
-            assert own is not None
-            recorder.store.unite(own, channels)
+            recorder.store.unite(recorder.stored_labels(tensor, axis - first), channels)
 
 
 def group_norm(recorder: LabelRecorder, call: OpCall) -> None:
@@ -163,8 +160,7 @@ def mv(recorder: LabelRecorder, call: OpCall) -> None:
     left, right = call.args
     channels = recorder.channel_labels(recorder.labels_of(right), 0)
     if recorder.weight_view(left) is not None and left.ndim > 1:
-        in_labels, out_labels = recorder.channels(left, 1), recorder.axis_labels(left, 0)
-        assert out_labels is not None
+        in_labels, out_labels = recorder.channels(left, 1), recorder.stored_labels(left, 0)
         if in_labels is None:
             recorder.store.freeze(channels, recorder.cause(call, "lies along a kernel"))
         else:
@@ -213,9 +209,8 @@ def grouped_mm(recorder: LabelRecorder, call: OpCall) -> None:
         recorder.freeze_all(call, "a product of groups that is not of stored weights in blocks")
         return
     for axis in (1, 2):
-        labels = recorder.axis_labels(weight, axis)
-        assert labels is not None
-        recorder.store.unite(labels.view(-1, block), labels.view(-1, block)[:, :1])
+        parts = recorder.stored_labels(weight, axis).view(-1, block)
+        recorder.store.unite(parts, parts[:, :1])
     _matrix_product(recorder, call, source, weight)
 
 

@@ -75,11 +75,8 @@ def _cell(
     """Record one direction of one layer; return the labels of its output and of its cell state."""
     inputs, recurrent, *others = weights
     # in the order of a layer that runs step by step, so that the structure has one fingerprint
-    columns, rows = recorder.axis_labels(inputs, 1), recorder.axis_labels(inputs, 0)
-    units = recorder.axis_labels(recurrent, 1)
-    assert columns is not None
-    assert rows is not None
-    assert units is not None
+    columns, rows = recorder.stored_labels(inputs, 1), recorder.stored_labels(inputs, 0)
+    units = recorder.stored_labels(recurrent, 1)
     freeze_if_constant(recorder, call, channels, columns)
     recorder.store.unite(channels, columns)
     for weight in (recurrent, *others[:2]):
@@ -87,9 +84,7 @@ def _cell(
     products = [(inputs, columns, rows), (recurrent, units, rows)]
     state = units
     if others and others[-1].ndim == 2:
-        projected = recorder.axis_labels(others[-1], 1)
-        assert projected is not None
-        state = projected
+        state = recorder.stored_labels(others[-1], 1)
         products.append((others[-1], state, units))
     for weight, read, made in products:
         record_linear(recorder, weight, read, made, prod(source.shape[:-1]))

@@ -52,10 +52,8 @@ def convolution(recorder: LabelRecorder, call: OpCall) -> None:
     if transposed:
         depthwise &= weight.shape[0] == groups
     in_axis = 0 if transposed else 1
-    out_labels = recorder.axis_labels(weight, 1 - in_axis)
-    in_labels = recorder.axis_labels(weight, in_axis)
-    assert in_labels is not None
-    assert out_labels is not None
+    out_labels = recorder.stored_labels(weight, 1 - in_axis)
+    in_labels = recorder.stored_labels(weight, in_axis)
     freeze_if_constant(recorder, call, channels, in_labels)
     if groups == 1:
         recorder.store.unite(channels, in_labels)

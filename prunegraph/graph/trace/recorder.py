@@ -282,6 +282,12 @@ class LabelRecorder(StepRecorder):
         own, sizes = self._stored_axis(view, channels[0]), [view.shape[place] for place in axis]
         return along(own, axis.index(channels[0]), sizes).reshape(-1)
 
+    def stored_labels(self, tensor: Tensor, position: int) -> Tensor:
+        """Return ``[size]`` labels of one axis of a tensor that is known to be stored."""
+        labels = self.axis_labels(tensor, position)
+        assert labels is not None
+        return labels
+
     def matrix_labels(self, tensor: Tensor, position: int) -> Tensor | None:
         """Return the labels of an axis of a matrix: two merged ones of a stack, too."""
         view = self.weight_view(tensor)

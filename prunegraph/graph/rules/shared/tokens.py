@@ -22,9 +22,8 @@ def mixes_tokens(recorder: LabelRecorder, labels: Tensor, axis: int) -> bool:
 
 def keep_tokens(recorder: LabelRecorder, call: OpCall, *parameters: Tensor | None) -> None:
     """Keep parameters whole that lie along tokens."""
-    for tensor in parameters:
-        for axis in range(0 if tensor is None else tensor.ndim):
-            assert tensor is not None
+    for tensor in (each for each in parameters if each is not None):
+        for axis in range(tensor.ndim):
             labels = recorder.channels(tensor, axis)
             if labels is not None:
                 recorder.store.freeze(labels, recorder.cause(call, "lies along tokens"))
