@@ -313,7 +313,7 @@ class Trial:
     def __init__(self, subject: Subject, graph: StructureGraph) -> None:
         rng = np.random.default_rng(0)
         self._subject, self._graph = subject, graph
-        self._found: list[tuple[Group, IntArray, Failure]] = []
+        self._found: list[tuple[Group, Failure]] = []
         self.failure: Failure | None = None
         groups = [group for group in graph.groups if group.frozen is None]
         rounds: list[Parts] = [
@@ -344,10 +344,10 @@ class Trial:
         may have fixes.
         """
         self._bisect(self._parts, failure)
-        same = [item for item in self._found if self._kind(item[2]) is self._kind(failure)]
+        same = [item for item in self._found if self._kind(item[1]) is self._kind(failure)]
         return [
-            (group, FrozenOp(op="trial", module=group.name, reason=reason.reason))
-            for group, _, reason in same or self._found
+            (group, FrozenOp(op="trial", module=group.name, reason=found.reason))
+            for group, found in same or self._found
         ]
 
     def _kind(self, failure: Failure) -> type | None:
@@ -375,7 +375,7 @@ class Trial:
     def _bisect(self, parts: Parts, failure: Failure) -> None:
         """Remove what can go of ``parts``, which together cannot."""
         if len(parts) == 1:
-            self._found.append((*parts[0], failure))
+            self._found.append((parts[0][0], failure))
             return
         middle = len(parts) // 2
         first = self._try(parts[:middle])
