@@ -64,9 +64,6 @@ def pointwise_inplace(recorder: LabelRecorder, call: OpCall) -> None:
         return
     for tensor in sources:
         labels = combine(recorder, call, labels, recorder.labels_of(tensor))
-    if labels.shape != target.shape and labels.numel() > target.numel():
-        recorder.freeze_inputs(call, "in-place op that broadcasts its target")
-        return
     recorder.set_labels(target, labels.expand(target.shape))
 
 
