@@ -153,7 +153,8 @@ def _own_module_around(model: nn.Module, path: str) -> str:
 
 def returned_state(recording: Recording, labels: Tensor, model: nn.Module) -> FrozenOp | None:
     """Return why channels of an output stay, if it is the state of a recurrent layer."""
-    known = {name: recording.axis_labels.get(name, {}).get(1) for name in recurrent_weights(model)}
+    names = sorted(recurrent_weights(model))
+    known = {name: recording.axis_labels.get(name, {}).get(1) for name in names}
     units = {name: own for name, own in known.items() if "weight_hh" in name and own is not None}
     own = labelled(narrow_constant(labels)).unique()
     if not units or not len(own):
