@@ -100,12 +100,18 @@ def arguments_of(words: Sequence[str]) -> list[str] | None:
     return list(words[1:]) if words[0] == "prunegraph" else None
 
 
+SEARCHES = ("agent", "cem", "random_search")
+"""Methods of ``prune`` on the pages that take ``--networks`` and the agent's options."""
+
+
 def tiny(arguments: Sequence[str]) -> list[str]:
     """Return the arguments with the options of ``TINY`` that the command takes."""
     if arguments[0] not in COMMANDS or "--help" in arguments:
         return list(arguments)
     names = option_names(load(COMMANDS[arguments[0]].options))
     sizes = {name: value for name, value in TINY.items() if name in names}
+    if arguments[0] == "prune" and arguments[1] not in SEARCHES:
+        sizes = {n: v for n, v in sizes.items() if n != "networks" and not n.startswith("agent")}
     if "--policy" in arguments and "networks" in sizes:
         sizes["networks"] = 28  # it decides with some
     if "--budgets" in arguments:
