@@ -38,14 +38,7 @@ class FreezeEvent:
 
 def varying_axes(labels: Tensor) -> list[int]:
     """Return the axes along which the labels differ."""
-    compact = narrow_constant(labels)
-    axes = []
-    for axis, size in enumerate(compact.shape):
-        if size > 1 and not bool((compact == compact.narrow(axis, 0, 1)).all()):
-            axes.append(axis)
-        else:
-            compact = compact.narrow(axis, 0, min(size, 1))
-    return axes
+    return [axis for axis, size in enumerate(narrow_alike(labels).shape) if size > 1]
 
 
 def distinct(labels: Tensor) -> Tensor:
@@ -69,9 +62,9 @@ def narrow_constant(labels: Tensor) -> Tensor:
 
 def narrow_alike(labels: Tensor) -> Tensor:
     """Narrow every axis along which the labels do not differ to one position."""
-    axes = varying_axes(labels)
-    for axis in range(labels.ndim):
-        if axis not in axes:
+    labels = narrow_constant(labels)
+    for axis, size in enumerate(labels.shape):
+        if size > 1 and bool((labels == labels.narrow(axis, 0, 1)).all()):
             labels = labels.narrow(axis, 0, 1)
     return labels
 
