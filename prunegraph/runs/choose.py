@@ -115,9 +115,9 @@ def check_methods(plan: Plan, contexts: Sequence[RunContext]) -> None:
 def _check_read(options: PruneConfig, method: Method, problem: Problem) -> None:
     """Raise ConfigError for an option that the method does not read; it is not the agent."""
     given, usual = vars(options), vars(SearchOptions())
-    for name in ("policy", "budgets", "agent"):
+    for name, option in {"policy": "policy", "budgets": "budgets", "agent": "agent.*"}.items():
         if given[name] != usual[name]:
-            msg = f"--{name} is for the agent: {options.method} does not read it, drop it"
+            msg = f"--{option} is for the agent: {options.method} does not read it, drop it"
             raise ConfigError(msg)
     tries = isinstance(method, ChannelMethod) and method.networks_needed(problem.graph) > 0
     if options.networks != usual["networks"] and not (method.searches or tries):
