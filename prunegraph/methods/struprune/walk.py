@@ -163,9 +163,16 @@ class Walk:
 
 
 def _before(network: nn.Module, name: str, see: Callable[[Any], Any]) -> Any:
-    """Let a function see, or change, the arguments of the layer of a weight."""
-    layer = network.get_submodule(name.rpartition(".")[0])
-    return layer.register_forward_pre_hook(lambda _, args: see(args))
+    """Let a function see, or change, the arguments of the layer of a weight.
+
+    What it computes of them is float32, even where the forward is in bfloat16.
+    """
+
+    def hook(_: nn.Module, args: Any) -> Any:
+        with torch.autocast(args[0].device.type, enabled=False):
+            return see(args)
+
+    return network.get_submodule(name.rpartition(".")[0]).register_forward_pre_hook(hook)
 
 
 @dataclass(frozen=True, eq=False)
@@ -226,18 +233,17 @@ class _Block:
 
     def _fit(self, name: str, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
         given = args[0]
-        with torch.autocast(given.device.type, enabled=False):
-            inputs, wanted = flat(given), self.targets.outputs.pop(name)
-            rows = self._with_stream(
-                name, Rows(inputs=inputs, wanted=wanted, scale=torch.ones_like(wanted[:, :1]))
-            )
-            if name in self._modules:
-                hidden = self._fit_module(self._modules[name], rows)
-                return hidden.view(given.shape).to(given.dtype), *args[1:]
-            own, _ = rows.parted(self.walk.share)
-            self._layers.write(name, own.refitted(self._layers.read(name), own.inputs))
-            if name in self._writers:
-                self._inputs[name] = inputs
+        inputs, wanted = flat(given), self.targets.outputs.pop(name)
+        rows = self._with_stream(
+            name, Rows(inputs=inputs, wanted=wanted, scale=torch.ones_like(wanted[:, :1]))
+        )
+        if name in self._modules:
+            hidden = self._fit_module(self._modules[name], rows)
+            return hidden.view(given.shape).to(given.dtype), *args[1:]
+        own, _ = rows.parted(self.walk.share)
+        self._layers.write(name, own.refitted(self._layers.read(name), own.inputs))
+        if name in self._writers:
+            self._inputs[name] = inputs
         return None
 
     def _with_stream(self, name: str, rows: Rows) -> Rows:

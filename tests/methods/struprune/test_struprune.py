@@ -13,14 +13,18 @@ from torch import Tensor, nn
 import prunegraph as pg
 from prunegraph.core.budget import Budget
 from prunegraph.core.errors import ArtefactError, BudgetError, ConfigError, ModelError
+from prunegraph.core.masks import IntArray
+from prunegraph.core.precision import as_elsewhere
 from prunegraph.core.splits import TrainSplit
 from prunegraph.data import load_dataset
 from prunegraph.graph import StructureGraph, analyse
 from prunegraph.graph.apply import zero_mask
+from prunegraph.layerwise.admm import Rows
 from prunegraph.methods.context import make_problem
 from prunegraph.methods.method import Problem
+from prunegraph.methods.struprune import fit
 from prunegraph.methods.struprune.method import MOST_REMOVED, StruPrune, _scores
-from prunegraph.methods.struprune.modules import find_modules
+from prunegraph.methods.struprune.modules import Module, find_modules
 from prunegraph.tasks.causal_lm import CausalLM, causal_lm
 from support.language import TEXT, encode, tiny_llama
 from support.tasks import image_task
@@ -111,6 +115,23 @@ def test_allocations_are_measured_on_held_out_data(llama: CausalLM, graph: Struc
         method = StruPrune(allocation="softmax", importance=importance, temperature=0.5, rounds=0)
         found[importance] = method.prune(problem).details["importances"]
     assert found["loss"] == auto.details["importances"] != found["error"]
+
+
+def test_modules_are_measured_in_float32(
+    llama: CausalLM, graph: StructureGraph, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[torch.dtype] = []
+
+    def choose(module: Module, rows: Rows, weight: Tensor, count: int) -> IntArray:
+        seen.extend([(rows.inputs.T @ rows.inputs).dtype, rows.wanted.dtype])
+        return known(module, rows, weight, count)
+
+    known = fit.choose
+    monkeypatch.setattr(fit, "choose", choose)
+    with as_elsewhere(bfloat16=True):
+        StruPrune(rounds=0, allocation="softmax").prune(problem_of(llama, graph))
+    assert len(seen) == 12
+    assert set(seen) == {torch.float32}
 
 
 class _Stop(Exception):
