@@ -7,6 +7,7 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol, cast
 
+import numpy as np
 from torch import nn
 
 from prunegraph.core.budget import Budget
@@ -22,6 +23,7 @@ from prunegraph.graph import StructureGraph, unwrap
 from prunegraph.graph.costs.latency import LatencyTable
 from prunegraph.graph.costs.latency_budget import project_budget
 from prunegraph.graph.features import node_features
+from prunegraph.graph.rounding import restrict
 from prunegraph.methods.prior import Prior, measure_divergence, prior_names, rank_priors
 
 Role = Literal["agent", "baseline", "control"]
@@ -277,7 +279,10 @@ class ChannelMethod:
         problem.budget.check_channels()
         name = getattr(self, "name", type(self).__name__)
         if problem.budget.depth and self.changes_weights:
-            msg = f"{name} changes weights of layers that stay, depth removes some: give another"
+            msg = (
+                f"{name} changes weights of layers that stay, depth removes some: leave depth out, "
+                "or choose another method"
+            )
             raise BudgetError(msg)
         needed = self.networks_needed(problem.graph)
         if problem.max_networks < needed:
@@ -286,3 +291,20 @@ class ChannelMethod:
                 "this structure: give as many or choose another method"
             )
             raise ConfigError(msg)
+
+
+def check_reach(problem: Problem, groups: Sequence[int], reason: str) -> None:
+    """Say before any work that some groups alone cannot meet a budget.
+
+    Args:
+        problem: the network and its budget.
+        groups: numbers of those that may lose units.
+        reason: why the others stay whole.
+
+    Raises:
+        BudgetError: they cannot; it says the least that can.
+    """
+    graph = problem.graph
+    whole = dict.fromkeys(np.setdiff1d(graph.free_groups, groups).tolist(), reason)
+    left = restrict(graph, whole, graph.widths)
+    left.project(np.zeros(graph.num_units, dtype=np.float32), problem.budget.without_latency())

@@ -27,8 +27,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from prunegraph.core.checks import check_fields
-from prunegraph.core.errors import BudgetError, ConfigError, PruneGraphError
+from prunegraph.core.checks import check_fields, check_range
+from prunegraph.core.errors import BudgetError, PruneGraphError
 from prunegraph.core.masks import BoolArray, Float64Array, FloatArray, IntArray
 from prunegraph.core.precision import autocasting
 from prunegraph.core.splits import Batch
@@ -38,9 +38,9 @@ from prunegraph.graph.apply import apply_mask
 from prunegraph.graph.features import rank_in_group
 from prunegraph.layerwise.recalibrate import recalibrate_on
 from prunegraph.methods.criteria.obs import BATCH_SIZE
-from prunegraph.methods.maskprune.gates import Gates, Shares, gated_units
+from prunegraph.methods.maskprune.gates import Gates, Shares, readers_of
 from prunegraph.methods.maskprune.refit import Refit
-from prunegraph.methods.method import ChannelMethod, Problem, Result
+from prunegraph.methods.method import ChannelMethod, Problem, Result, check_reach
 from prunegraph.training.schedules import learning_rate_at
 
 WHAT = "pruning"
@@ -118,9 +118,7 @@ class MaskPrune(ChannelMethod):
 
     def __post_init__(self) -> None:
         check_fields(self, steps=10, batch_size=1)
-        if not 0.0 <= self.lr < 1.0:
-            msg = f"lr={self.lr} must lie in [0, 1)"
-            raise ConfigError(msg)
+        check_range("lr", self.lr, 0.0, 1.0)
 
     def check(self, problem: Problem) -> None:
         """Say before any work what it cannot serve.
@@ -129,20 +127,12 @@ class MaskPrune(ChannelMethod):
             BudgetError: it limits neither multiply-adds nor parameters, or gates cannot meet it.
         """
         super().check(problem)
-        budget, graph = problem.budget, problem.graph
+        budget = problem.budget
         if budget.keep_macs is None and budget.keep_params is None:
             msg = f"maskprune needs keep_macs or keep_params, the budget is {budget}: give one"
             raise BudgetError(msg)
-        units = gated_units(unwrap(problem.task.model), graph)
-        mask = graph.project(_scores(graph, units, np.zeros(len(units))), budget.without_latency())
-        lost = np.setdiff1d(np.flatnonzero(~mask.keep), units)
-        if len(lost):
-            msg = (
-                f"{budget} is less than gates can reach: units of "
-                f"{graph.groups[int(graph.group_of[lost[0]])].name} have none, and would have to "
-                "be removed; give a larger budget"
-            )
-            raise BudgetError(msg)
+        _, groups = readers_of(unwrap(problem.task.model), problem.graph)
+        check_reach(problem, groups, "maskprune has no gates for them")
 
     def prune(self, problem: Problem) -> Result:
         """Train gates and weights; an interrupted training goes on after its last checkpoint.

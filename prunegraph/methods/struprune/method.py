@@ -11,6 +11,7 @@ held-out calibration loss.
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -18,7 +19,7 @@ import torch
 from torch import nn
 
 from prunegraph.core.checks import check_choice, check_fields, check_positive
-from prunegraph.core.errors import BudgetError, ModelError
+from prunegraph.core.errors import ModelError
 from prunegraph.core.files import write_json
 from prunegraph.core.masks import ChannelMask, FloatArray
 from prunegraph.core.precision import autocasting
@@ -29,7 +30,7 @@ from prunegraph.graph.apply import apply_mask
 from prunegraph.layerwise.block_files import BlockFiles
 from prunegraph.layerwise.reconstruct import drawn_samples
 from prunegraph.layerwise.room import TOKENS, most_samples, warn_of_few
-from prunegraph.methods.method import ChannelMethod, Problem, Result
+from prunegraph.methods.method import ChannelMethod, Problem, Result, check_reach
 from prunegraph.methods.struprune.modules import Module, find_modules, linear_layers
 from prunegraph.methods.struprune.walk import Walk, Walked
 from prunegraph.tasks.batches import joined, num_samples, num_tokens
@@ -83,41 +84,32 @@ class StruPrune(ChannelMethod):
 
         Raises:
             BudgetError: the budget is one of single weights, or more than the modules must go.
-            ModelError: no linear layer reads neurons.
+            ModelError: no linear layer reads neurons, or no heads can leave.
         """
         super().check(problem)
-        graph, modules = problem.graph, self._modules(problem)
+        find = partial(find_modules, problem.graph, unwrap(problem.task.model))
+        modules = find(heads=self.heads)
         if not modules:
             msg = (
                 f"struprune finds no linear layer in {problem.task.name} that alone reads neurons: "
-                "it cuts language models; choose another method"
+                "choose another method" + ("" if self.heads else ", or heads=true")
             )
             raise ModelError(msg)
-        budget = problem.budget.without_latency()
-        mask = graph.project(_scores(graph, modules, {}), budget)
-        held = np.isin(graph.group_of, [module.group for module in modules])
-        if not mask.keep[~held & graph.free].all():
-            what = "neurons and heads" if self.heads else "neurons"
-            least = np.ones(graph.num_units, dtype=bool)
-            for module in modules:
-                group = graph.groups[module.group]
-                least[group.units[group.min_keep :]] = False
-            cost, dense = graph.cost(least), graph.dense_cost
+        if self.heads and len(modules) == len(find(heads=False)):
+            reasons = sorted({group.frozen for group in problem.graph.groups if group.frozen})
             msg = (
-                f"struprune cuts {what} alone, which leaves {cost.params / dense.params:.4f} of "
-                f"the parameters and {cost.macs / dense.macs:.4f} of the multiply-adds at the "
-                "least: give a larger budget" + ("" if self.heads else ", or heads=true")
+                f"no heads of {problem.task.name} can leave ({'; '.join(reasons) or 'it has none'})"
+                ": leave heads out"
             )
-            raise BudgetError(msg)
+            raise ModelError(msg)
+        what = "neurons and heads alone" if self.heads else "neurons alone, heads with heads=true"
+        check_reach(problem, [module.group for module in modules], f"struprune cuts {what}")
 
     def prune(self, problem: Problem) -> Result:
         """Choose the mask and change the weights that stay, module by module."""
         self.check(problem)
         with evaluation_mode(unwrap(problem.task.model)):
             return Pruning(self, problem).result()
-
-    def _modules(self, problem: Problem) -> list[Module]:
-        return find_modules(problem.graph, unwrap(problem.task.model), heads=self.heads)
 
 
 class Pruning:

@@ -19,6 +19,7 @@ from prunegraph.core.splits import TrainSplit
 from prunegraph.data import load_dataset
 from prunegraph.graph import StructureGraph, analyse
 from prunegraph.graph.apply import zero_mask
+from prunegraph.graph.rounding import restrict
 from prunegraph.layerwise.admm import Rows
 from prunegraph.methods.context import make_problem
 from prunegraph.methods.method import Problem
@@ -255,10 +256,20 @@ def test_a_short_calibration_warns_with_the_number_needed(
 
 
 def test_what_it_cannot_serve_is_refused(llama: CausalLM, graph: StructureGraph) -> None:
-    with pytest.raises(BudgetError, match=r"cuts neurons alone, which leaves 0\.\d+ .* heads=true"):
+    with pytest.raises(BudgetError, match=r"cuts neurons alone, heads with heads=true") as told:
         StruPrune().check(problem_of(llama, graph, keep=0.3))
+    least = float(str(told.value).split()[-3])  # give 0.5 or more
+    StruPrune().check(problem_of(llama, graph, keep=least))
+    with pytest.raises(BudgetError, match="neurons and heads alone"):
+        StruPrune(heads=True).check(problem_of(llama, graph, keep=0.1))
+    neurons = [module.group for module in find_modules(graph, llama.model, heads=False)]
+    others = dict.fromkeys(set(graph.free_groups.tolist()) - set(neurons), "they are few")
+    with pytest.raises(ModelError, match=r"no heads of .* can leave \(.*they are few.*leave heads"):
+        StruPrune(heads=True).check(problem_of(llama, restrict(graph, others, {})))
     for name in ("struprune", "maskprune"):
-        with pytest.raises(BudgetError, match=f"{name} changes weights .*, depth removes some"):
+        with pytest.raises(
+            BudgetError, match=f"{name} changes weights .*, depth removes some: leave depth"
+        ):
             pg.prune(llama, name, Budget(keep_params=0.8, depth=True))
     with pytest.raises(ConfigError, match="allocation='even' is none of auto, uniform, softmax"):
         StruPrune(allocation="even")  # type: ignore[arg-type]
