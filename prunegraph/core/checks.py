@@ -61,9 +61,16 @@ def check_choice(name: str, value: str, valid: tuple[str, ...]) -> None:
 
 
 def check_fields(options: object, **least: float) -> None:
-    """Raise ConfigError if a field of a dataclass of options is below its least value."""
-    for name, value in least.items():
-        check_at_least(name, getattr(options, name), value)
+    """Raise ConfigError if a field of a dataclass of options is below its least value.
+
+    One whose default is a whole number must be one.
+    """
+    for name, low in least.items():
+        value = getattr(options, name)
+        check_at_least(name, value, low)
+        if isinstance(getattr(type(options), name, None), int) and value % 1:
+            msg = f"{name}={value} must be a whole number"
+            raise ConfigError(msg)
 
 
 def find_named(name: str, known: Mapping[str, Value], what: str) -> Value:

@@ -65,14 +65,20 @@ def widest(graph: StructureGraph) -> int:
     return max(widths, default=1)
 
 
+def too_few(tokens: int, units: int) -> str | None:
+    """Say that tokens, if there are any, are fewer than a layer has units: they cannot fit it."""
+    if not 0 < tokens < units:
+        return None
+    return (
+        f"the calibration data have {tokens} tokens, fewer than the {units} units of a layer: "
+        f"give {ROWS_AN_INPUT * units} or more"
+    )
+
+
 def warn_of_few(tokens: int, units: int) -> None:
-    """Warn of fewer tokens, if there are any, than a layer has units: they cannot fit it."""
-    if 0 < tokens < units:
-        msg = (
-            f"the calibration data have {tokens} tokens, fewer than the {units} units of a layer: "
-            f"give {ROWS_AN_INPUT * units} or more"
-        )
-        warnings.warn(msg, stacklevel=4)
+    """Warn of what ``too_few`` says."""
+    if told := too_few(tokens, units):
+        warnings.warn(told, stacklevel=4)
 
 
 def batch_size(task: Task, graph: StructureGraph, most: int = BATCH_SIZE) -> int:

@@ -9,6 +9,7 @@ from prunegraph.core.console import Console
 from prunegraph.core.errors import ConfigError
 from prunegraph.core.tensors import parameter_digest
 from prunegraph.data.speech import PROXY
+from prunegraph.layerwise.room import too_few, widest
 from prunegraph.models import load_weights, save_weights, weights_info
 from prunegraph.runs.context import RunContext
 from prunegraph.runs.folder import RunFolder
@@ -19,6 +20,7 @@ from prunegraph.runs.pretrain import (
     weights_record,
 )
 from prunegraph.runs.target import Target
+from prunegraph.tasks.batches import num_tokens
 from prunegraph.tasks.classification import compute_logits, evaluate
 
 RUN_IMAGES = "images_of_the_run"
@@ -83,12 +85,17 @@ FEW = 100
 
 
 def _doubts(target: Target) -> Iterator[str]:
-    """Yield what is likely wrong with a network or its images."""
+    """Yield what is likely wrong with a network or its data."""
     if target.data_name == PROXY:
         yield (
             f"{PROXY} is no speech: rows of digits, read in four directions, stand for languages; "
             "give recordings with --data-dir"
         )
+    if target.structure is not None and target.num_calibration is not None:
+        windows = min(target.num_calibration, len(target.task.train))
+        tokens = windows * num_tokens(target.task.example_inputs)
+        if told := too_few(tokens, widest(target.structure)):
+            yield told
     dataset = target.dataset
     if dataset is None:
         return

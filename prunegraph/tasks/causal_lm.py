@@ -329,7 +329,7 @@ def _vocabulary(model: nn.Module) -> int:
     """Return how many tokens a network knows, as a forward on two of them shows.
 
     Raises:
-        ModelError: it fails, or returns no finite logits.
+        ModelError: it fails, or returns no finite logits for each of them.
     """
     ids = torch.zeros(1, 2, dtype=torch.int64, device=model_device(model))
     try:
@@ -340,6 +340,12 @@ def _vocabulary(model: nn.Module) -> int:
     except Exception as error:  # networks fail in any way
         msg = f"{type(model).__name__} fails on token numbers [1, 2]: {one_line(error, 200)}"
         raise ModelError(msg) from error
+    if logits.shape[:2] != ids.shape:
+        msg = (
+            f"{type(model).__name__} returns logits for {list(logits.shape[:2])} tokens where "
+            "[1, 2] are given: give a causal LM without a prompt of its own (peft)"
+        )
+        raise ModelError(msg)
     if not bool(logits.isfinite().all()):
         msg = f"the logits of {type(model).__name__} hold NaN or infinity: check its weights"
         raise ModelError(msg)

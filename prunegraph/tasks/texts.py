@@ -76,7 +76,7 @@ class TextReader:
     def _source(self, text: Text, what: str, stride: int | None) -> TokenWindows:
         tokens = read_tokens(text, self.encode, what)
         self._check_tokens(tokens, what)
-        window = self.window or min(self.longest or WINDOW, WINDOW)
+        window = min(self.longest or WINDOW, WINDOW) if self.window is None else self.window
         if tokens.ndim == 2 and self.window is None:
             window = min(window, tokens.shape[1])
         try:

@@ -1,8 +1,16 @@
 """Checks of options."""
 
+from dataclasses import dataclass
+
 import pytest
 
-from prunegraph.core.checks import check_at_least, check_at_most, check_positive, check_range
+from prunegraph.core.checks import (
+    check_at_least,
+    check_at_most,
+    check_fields,
+    check_positive,
+    check_range,
+)
 from prunegraph.core.errors import ConfigError
 
 
@@ -18,3 +26,15 @@ def test_what_is_no_number_is_named(value: object) -> None:
         check(2.5)
         with pytest.raises(ConfigError, match=r"epochs=.* must be a number, not of type"):
             check(value)
+
+
+@dataclass
+class Options:
+    rounds: float = 8
+    rate: float = 0.5
+
+
+def test_what_counts_is_a_whole_number() -> None:
+    check_fields(Options(rounds=2, rate=0.3), rounds=0, rate=0)
+    with pytest.raises(ConfigError, match=r"rounds=2\.5 must be a whole number"):
+        check_fields(Options(rounds=2.5), rounds=0, rate=0)

@@ -156,6 +156,15 @@ def test_neurons_are_cut_and_fitted_compared_and_verified(
     assert str(chosen) in capsys.readouterr().err
 
 
+def test_too_few_calibration_tokens_are_told(
+    words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = [{"1024": "128"}.get(word, word) for word in words]
+    command = ["prune", "l2/uniform", *given, "--keep-params", "0.8", "--no-layer-by-layer"]
+    assert main([*command, "--out", str(tmp_path / "run")]) == 0
+    assert "warning: the calibration data have 128 tokens" in capsys.readouterr().out
+
+
 def test_the_prior_lets_whole_sublayers_leave(words: list[str], tmp_path: Path) -> None:
     out = tmp_path / "run"
     command = ["prune", "prior", *words, "--keep-params", "0.6", "--depth", "--no-reconstruct"]

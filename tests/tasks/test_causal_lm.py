@@ -254,6 +254,7 @@ def broken() -> Any:
         (None, {"test": ["short"]}, DataError, "test: the text has 5 tokens, a window 16"),
         (None, {"calibration": [TEXT[:20]]}, DataError, "another is needed to search on"),
         (None, {"calibration_tokens": 15}, DataError, "less than one window of 16"),
+        (None, {"window": 0}, DataError, "calibration: window=0 must be at least 2"),
         (None, {"window": 65}, DataError, "window=65 is more than the network takes, 64"),
         (
             None,
@@ -270,6 +271,12 @@ def broken() -> Any:
         (Path("nowhere"), {}, ModelError, "there is no folder nowhere"),
         (broken, {}, ModelError, "the logits of LlamaForCausalLM hold NaN"),
         (lambda: Pair(lambda x: x[0]), {}, ModelError, r"returns shape \[2, 256\], not logits"),
+        (
+            lambda: Pair(lambda x: x.new_zeros(1, 5, 256)),
+            {},
+            ModelError,
+            r"logits for \[1, 5\] tokens where \[1, 2\]",
+        ),
         (lambda: Pair(lambda _: {}), {}, ModelError, "returns NoneType, not logits"),
         (lambda: nn.Linear(4, 4), {}, ModelError, r"Linear fails on token numbers \[1, 2\]"),
     ],

@@ -37,10 +37,12 @@ from prunegraph.graph import StructureGraph, copy_network, evaluation_mode, unwr
 from prunegraph.graph.apply import apply_mask
 from prunegraph.graph.features import rank_in_group
 from prunegraph.layerwise.recalibrate import recalibrate_on
+from prunegraph.layerwise.room import warn_of_few, widest
 from prunegraph.methods.criteria.obs import BATCH_SIZE
 from prunegraph.methods.maskprune.gates import Gates, Shares, readers_of
 from prunegraph.methods.maskprune.refit import Refit
 from prunegraph.methods.method import ChannelMethod, Problem, Result, check_reach
+from prunegraph.tasks.batches import num_tokens
 from prunegraph.training.schedules import learning_rate_at
 
 WHAT = "pruning"
@@ -223,7 +225,10 @@ class _Training:
 
     def _look(self) -> None:
         """See what gated weights read in the dense network, and rank the units of each group."""
-        batches = list(self.problem.calibration.batches(BATCH_SIZE))
+        calibration = self.problem.calibration
+        tokens = len(calibration) * num_tokens(self.task.example_inputs)
+        warn_of_few(tokens, widest(self.graph))
+        batches = list(calibration.batches(BATCH_SIZE))
         dense = copy_network(self.dense).eval()
         self.refit = Refit(dense, self.gates.weights, batches, self.task.forward)
         errors = np.zeros(self.graph.num_units)

@@ -254,6 +254,13 @@ def test_a_killed_pruning_goes_on_to_the_same_result(
         assert torch.equal(one, other)
 
 
+def test_a_short_calibration_warns_with_the_number_needed(task: CausalLM) -> None:
+    few = replace(task, model=tiny_llama(intermediate_size=48))
+    graph = pg.analyse(few.model, few.example_inputs)
+    with pytest.warns(UserWarning, match=r"32 tokens, fewer than the 48 .* give 768 or more"):
+        MaskPrune(steps=10).prune(problem_of(few, graph, num_calibration=1))
+
+
 def test_a_checkpoint_of_another_pruning_or_a_damaged_one_is_refused(
     task: CausalLM, graph: StructureGraph, tmp_path: Path
 ) -> None:
