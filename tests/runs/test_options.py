@@ -7,7 +7,9 @@ import yaml
 
 from prunegraph.agent.options import AgentOptions
 from prunegraph.core.errors import ConfigError
+from prunegraph.methods.fedmap.method import FedMap
 from prunegraph.runs.options.config import ApplyConfig, TrainConfig
+from prunegraph.runs.options.fields import with_options
 from prunegraph.runs.options.yaml_file import (
     command_line,
     differences,
@@ -46,6 +48,16 @@ def test_unknown_key_lists_the_valid_ones_and_the_nearest() -> None:
 def test_bad_yaml_values_raise(values: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         from_dict(TrainConfig, values, where="f.yaml")
+
+
+def test_numbers_may_have_an_exponent_without_a_point(tmp_path: Path) -> None:
+    path = tmp_path / "options.yaml"
+    path.write_text("finetune_lr: 1e-3\n", encoding="utf-8")
+    assert from_dict(TrainConfig, read_yaml(path), where="f.yaml")["finetune_lr"] == 0.001
+    assert with_options(FedMap(), {"lr": "2E-1"}) == FedMap(lr=0.2)
+    for word, kind in (("nan", "usable float"), ("2024-13-45", "float"), ("fast", "float")):
+        with pytest.raises(ConfigError, match=rf"fedmap\.lr='?{word}'? is not a {kind}"):
+            with_options(FedMap(), {"lr": word})
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Values read from YAML, checked and converted to the types of options."""
 
+import contextlib
 import dataclasses
 import os
 import types
@@ -81,6 +82,9 @@ def _convert_scalar(hint: type, value: Any, where: str) -> Any:
         raise ConfigError(msg)
     if hint is Path and isinstance(value, str):
         return _path(value, where)
+    if hint is float and isinstance(value, str):
+        with contextlib.suppress(ValueError):
+            value = float(value)  # YAML takes 1e-3 for a text
     large = isinstance(value, int | float) and not -MAX_INTEGER < value < MAX_INTEGER  # NaN too
     if hint is float and type(value) in (int, float) and not large:
         return float(value)
