@@ -111,13 +111,17 @@ class WeightMask:
         return self._shared_with(other) / smaller if smaller else 1.0
 
     def _shared_with(self, other: "WeightMask") -> int:
-        shapes = {name: bits.shape for name, bits in self.keep.items()}
-        if shapes != {name: bits.shape for name, bits in other.keep.items()}:
-            msg = "the masks belong to different networks: their names or shapes differ"
-            raise MaskError(msg)
+        self.check_shapes(other.keep)
         return sum(
             int((bits & other.keep[name]).count_nonzero()) for name, bits in self.keep.items()
         )
+
+    def check_shapes(self, others: Mapping[str, Tensor]) -> None:
+        """Raise MaskError unless tensors have the names and shapes of the weights."""
+        shapes = {name: bits.shape for name, bits in self.keep.items()}
+        if shapes != {name: other.shape for name, other in others.items()}:
+            msg = "masks or scores belong to different networks: their names or shapes differ"
+            raise MaskError(msg)
 
     def apply(self, model: Network) -> Network:
         """Return a copy of a network with zeros in place; the network stays as it is.

@@ -22,7 +22,7 @@ from prunegraph.core.tensors import all_but_least
 from prunegraph.core.weight_mask import GroupedMask, WeightMask
 from prunegraph.graph import unwrap
 from prunegraph.layerwise.weights import prunable_weights
-from prunegraph.training.schedules import Schedule
+from prunegraph.training.schedules import Schedule, check_sparsities
 
 ONE = ""
 """Name of the only group of batches, where there is one mask for all."""
@@ -71,10 +71,10 @@ class MaskedWeights:
         model = unwrap(model)
         given = dense_mask(model) if masks is None else masks
         asked: object = given
-        if not isinstance(asked, WeightMask | Mapping):
-            msg = (
-                f"masks is a {type(asked).__name__}: give a WeightMask, or a dict of them by group"
-            )
+        own = list(asked.values()) if isinstance(asked, Mapping) else [asked]
+        if not own or not all(isinstance(mask, WeightMask) for mask in own):
+            what = type(asked).__name__
+            msg = f"masks is a {what}: give a WeightMask, or a dict by group of at least one"
             raise MaskError(msg)
         stepped = {id(item) for group in optimizer.param_groups for item in group["params"]}
         if stepped.isdisjoint(map(id, model.parameters())):
@@ -113,9 +113,7 @@ class MaskedWeights:
         Raises:
             MaskError: there is no such group.
         """
-        if group not in self.masks:
-            msg = f"no mask for batches of {group!r}; there are: {', '.join(self.masks)}"
-            raise MaskError(msg)
+        self._known(group)
         if self.masks[group] is self.mask:
             self.group = group
         elif group != self.group:
@@ -127,10 +125,12 @@ class MaskedWeights:
         """Give a group another mask; default: the one in use.
 
         Raises:
-            MaskError: weights would come back that nobody has kept, or it is of other weights.
+            MaskError: weights would come back that nobody has kept, it is of other weights, or there
+                is no such group.
         """
-        group = self.group if group is None else group
-        if self._values is None and not mask.nested(self.masks[group]):
+        group = self._known(group)
+        nested = mask.nested(self.masks[group])  # which checks the names and shapes
+        if self._values is None and not nested:
             msg = "weights would come back whose values are gone: give returns=True"
             raise MaskError(msg)
         if group != self.group:
@@ -155,14 +155,26 @@ class MaskedWeights:
             scores: of each weight, by parameter; default: absolute values.
             group: default: the one in use.
             among_all: whether weights that are gone compete again; default: if they can come back.
+
+        Raises:
+            ConfigError: the sparsity is none.
+            MaskError: scores hold NaN or are of other weights, or there is no such group.
         """
-        group = self.group if group is None else group
-        scores = (
-            {n: value.abs() for n, value in self.values().items()} if scores is None else scores
-        )
+        group = self._known(group)
+        if scores is None:
+            scores = {n: value.abs() for n, value in self.values().items()}
         within = self._values is None if among_all is None else not among_all
         mask = least_mask(scores, sparsity, self.masks[group] if within else None)
         self.replace(mask, group)
+
+    def _known(self, group: str | None) -> str:
+        """Return a group that there is; None: the one in use."""
+        group = self.group if group is None else group
+        if group not in self.masks:
+            there = ", ".join(self.masks) or "one of all batches"
+            msg = f"no mask for batches of {group!r}; there are: {there}"
+            raise MaskError(msg)
+        return group
 
     def values(self) -> dict[str, Tensor]:
         """Return all weights, those too that may come back; copies."""
@@ -402,18 +414,26 @@ def least_mask(
     """Return the mask without the weights of least score, over all layers, exactly so many.
 
     Args:
-        scores: of each weight by parameter, not negative.
+        scores: of each weight by parameter.
         sparsity: share of all weights that is gone; in all ``round(sparsity * number)``.
         within: mask whose zeros stay; if it has more than were asked for, it is the result.
+
+    Raises:
+        ConfigError: the sparsity does not lie in [0, 1).
+        MaskError: scores hold NaN, or are of other weights than the mask.
     """
-    alive = {} if within is None else within.keep
-    parts = []
-    for name in sorted(scores):
-        score = scores[name].detach().float().cpu()
-        parts.append((score if within is None else score.masked_fill(~alive[name], -1.0)).flatten())
-    flat = torch.cat(parts)
-    gone = 0 if within is None else within.size - within.num_kept
+    check_sparsities(sparsity)
+    values = {name: scores[name].detach().float().cpu() for name in sorted(scores)}
+    gone = 0
+    if within is not None:
+        within.check_shapes(values)
+        values = {n: v.masked_fill(~within.keep[n], -torch.inf) for n, v in values.items()}
+        gone = within.size - within.num_kept
+    for name, value in values.items():
+        if bool(value.isnan().any()):
+            msg = f"weights or scores of {name} hold NaN: lower the learning rate, or repair them"
+            raise MaskError(msg)
+    flat = torch.cat([value.flatten() for value in values.values()])
     keep = all_but_least(flat, max(round(sparsity * len(flat)), gone))
-    pieces = keep.split([len(part) for part in parts])
-    shaped = zip(sorted(scores), pieces, strict=True)
-    return WeightMask({name: bits.reshape(scores[name].shape).clone() for name, bits in shaped})
+    pieces = zip(values.items(), keep.split([v.numel() for v in values.values()]), strict=True)
+    return WeightMask({name: bits.reshape(v.shape).clone() for (name, v), bits in pieces})

@@ -24,7 +24,7 @@ class Constant:
     final: float
 
     def __post_init__(self) -> None:
-        _check(self.final)
+        check_sparsities(self.final)
 
     def __call__(self, step: int, /) -> float:
         """Return the sparsity of a step."""
@@ -51,7 +51,7 @@ class Cubic:
     initial: float = 0.0
 
     def __post_init__(self) -> None:
-        _check(self.initial, self.final)
+        check_sparsities(self.initial, self.final)
         _check_steps(self.begin, self.end, self.every)
 
     def __call__(self, step: int, /) -> float:
@@ -81,7 +81,7 @@ class Geometric:
     every: int = 1
 
     def __post_init__(self) -> None:
-        _check(self.final)
+        check_sparsities(self.final)
         _check_steps(self.begin, self.end, self.every)
 
     def __call__(self, step: int, /) -> float:
@@ -101,7 +101,7 @@ class Levels:
     levels: Sequence[tuple[int, float]]
 
     def __post_init__(self) -> None:
-        _check(*(sparsity for _, sparsity in self.levels))
+        check_sparsities(*(sparsity for _, sparsity in self.levels))
         if any(first >= second for (first, _), (second, _) in pairwise(self.levels)):
             msg = f"levels={self.levels} must be in the order of their steps"
             raise ConfigError(msg)
@@ -133,7 +133,7 @@ def _share(step: int, begin: int, end: int, every: int) -> float:
     return max(0, (step - begin) // every) * every / (end - begin)
 
 
-def _check(*sparsities: float) -> None:
+def check_sparsities(*sparsities: float) -> None:
     """Raise ConfigError unless sparsities lie in [0, 1) and never fall."""
     for sparsity in sparsities:
         if not 0.0 <= sparsity < 1.0:

@@ -130,6 +130,35 @@ def test_least_mask_is_exact_and_global() -> None:
     assert within.num_kept == 3
 
 
+def test_scores_may_be_negative_and_weights_that_are_gone_stay_so() -> None:
+    inside = WeightMask({"a": torch.tensor([True, True, True, False])})
+    mask = least_mask({"a": torch.tensor([-9.0, -2.0, -3.0, 5.0])}, 0.5, inside)
+    assert mask.keep["a"].tolist() == [False, True, True, False]
+
+
+@pytest.mark.parametrize("returns", [False, True])
+def test_a_choice_that_cannot_be_is_told_in_one_line(returns: bool) -> None:
+    model = make_net()
+    masked = MaskedWeights(model, OPTIMIZERS[0](model.parameters()), returns=returns)
+    scores = {name: torch.rand(bits.shape) for name, bits in masked.mask.keep.items()}
+    for sparsity in (1.0, 1.5, -0.1, float("nan")):
+        with pytest.raises(ConfigError, match=rf"a sparsity of {sparsity} must lie in \[0, 1\)"):
+            masked.select(sparsity)
+    for wrong in (scores | {"0.weight": torch.rand(3, 3)}, {"0.weight": scores["0.weight"]}):
+        with pytest.raises(MaskError, match="different networks"):
+            masked.select(0.5, wrong)
+    with pytest.raises(MaskError, match="different networks"):
+        masked.replace(WeightMask({"0.weight": masked.mask.keep["0.weight"]}))
+    for change in (lambda: masked.select(0.5, group="de"), lambda: masked.replace(masked.mask, "de")):
+        with pytest.raises(MaskError, match="no mask for batches of 'de'; there are: one of all"):
+            change()
+    with torch.no_grad():
+        model[2].weight[0, 0] = torch.nan
+    with pytest.raises(MaskError, match=r"weights or scores of 2\.weight hold NaN: lower"):
+        masked.select(0.5)
+    assert masked.mask.sparsity == 0.0
+
+
 def group_of(batch: tuple[Tensor, Tensor]) -> str:
     return "odd" if int(batch[1][0]) % 2 else "even"
 
@@ -229,8 +258,9 @@ def test_plans_that_contradict_themselves_are_refused(digits: Dataset) -> None:
     optimizer = OPTIMIZERS[0](make_net().parameters())
     with pytest.raises(ConfigError, match="the optimizer holds no parameter of the network"):
         MaskedWeights(model, optimizer, mask)
-    with pytest.raises(MaskError, match="masks is a list: give a WeightMask"):
-        MaskedWeights(model, OPTIMIZERS[0](model.parameters()), [mask])  # type: ignore[arg-type]
+    for odd, kind in (([mask], "list"), ({}, "dict"), ({"a": 1}, "dict")):
+        with pytest.raises(MaskError, match=f"masks is a {kind}: give a WeightMask"):
+            MaskedWeights(model, OPTIMIZERS[0](model.parameters()), odd)  # type: ignore[arg-type]
     other = WeightMask({"0.weight": mask.keep["0.weight"]})
     with pytest.raises(MaskError, match="different networks"):
         MaskedWeights(model, OPTIMIZERS[0](model.parameters()), {"a": mask, "b": other})
