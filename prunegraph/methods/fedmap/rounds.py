@@ -147,11 +147,9 @@ def train_client(
         msg = "a client has no samples: give it some, or leave it out of the federation"
         raise ConfigError(msg)
     header, content = open_message(message)
-    mask = client.mask
-    if "mask" in content:
-        whole = {name: torch.ones_like(keep) for name, keep in mask.keep.items()}
-        base = mask if header.base else WeightMask(whole)
-        mask = with_bits(base, content["mask"], header.digest)
+    whole = {name: torch.ones_like(keep) for name, keep in client.mask.keep.items()}
+    base = client.mask if header.base else WeightMask(whole)
+    mask = with_bits(base, content.get("mask"), header.digest)
     model = copy_network(network)
     load_tensors(model, weights_of(content, travelling(model), mask))
     loss = _train(task, model, mask, split, training)
@@ -241,6 +239,9 @@ def _train(
     masked.finish()
     mean = sum(losses) / len(losses)
     if not math.isfinite(mean):
-        msg = f"a client's training loss is {mean}: lower lr, now {training.lr:g}"
+        msg = (
+            f"a client's training loss is {mean} in round {training.round + 1}: lower lr, now "
+            f"{training.lr:g}"
+        )
         raise PruneGraphError(msg)
     return mean

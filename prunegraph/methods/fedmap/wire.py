@@ -101,22 +101,24 @@ def mask_bits(new: WeightMask, base: WeightMask) -> Tensor:
     return torch.from_numpy(to_bytes(bits.numpy()))
 
 
-def with_bits(base: WeightMask, packed: Tensor, digest: str) -> WeightMask:
-    """Return the mask of ``mask_bits``.
+def with_bits(base: WeightMask, packed: Tensor | None, digest: str) -> WeightMask:
+    """Return the mask of ``mask_bits``; without bits the base, if it is the one that is meant.
 
     Raises:
         ArtefactError: the digest is another one's.
     """
-    try:
-        bits = torch.from_numpy(from_bytes(packed.numpy(), base.num_kept))
+    mask = base
+    if packed is not None:
+        try:
+            bits = torch.from_numpy(from_bytes(packed.numpy(), base.num_kept))
+        except ValueError as error:
+            msg = "the mask of a message is damaged: send it again"
+            raise ArtefactError(msg) from error
         pieces = bits.split([int(keep.sum()) for keep in base.keep.values()])
         keep = {name: own.clone() for name, own in base.keep.items()}
         for name, piece in zip(keep, pieces, strict=True):
             keep[name][base.keep[name]] = piece
         mask = WeightMask(keep)
-    except ValueError as error:
-        msg = "the mask of a message is damaged: send it again"
-        raise ArtefactError(msg) from error
     if mask.digest() != digest:
         msg = f"a mask of the federation has digest {mask.digest()}, not {digest}: send it again"
         raise ArtefactError(msg)
