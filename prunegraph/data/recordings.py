@@ -3,6 +3,7 @@
 import csv
 import io
 import zipfile
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -35,8 +36,8 @@ RATE = 16_000
 BANDS = 80
 """Of the log-mel features, those of Whisper: a frame is 10 ms."""
 
-LONGEST = 30.0
-"""Seconds of a clip."""
+SHORTEST, LONGEST = 0.025, 30.0
+"""Seconds of a clip; a frame sees as much as the shortest."""
 
 STRINGS = {"train": 1200, "val": 150, "test": 250}
 """Utterances of each language, where they are of several words."""
@@ -125,7 +126,7 @@ def _text(row: dict[str, str], folder: Path) -> str:
     if row.get("text"):
         return row["text"]
     words = DIGITS.get(row["language"], "").split()
-    if not (row["digit"].isdigit() and int(row["digit"]) < len(words)):
+    if not (row["digit"].isdecimal() and int(row["digit"]) < len(words)):
         msg = (
             f"{folder / TABLE}: {row['file']} says {row['digit']!r} in {row['language']!r}, which "
             "has no written form: add a column text"
@@ -152,14 +153,16 @@ def _read_clips(path: Path, files: Sequence[str]) -> list[Tensor]:
 def _read_clip(reader: Any, archive: zipfile.ZipFile, name: str, path: Path) -> Any:
     try:
         wave, rate = reader.read(io.BytesIO(archive.read(name)), dtype="float32", always_2d=True)
-    except (KeyError, reader.LibsndfileError, zipfile.BadZipFile) as error:
-        msg = f"{path} holds no clip {name} that can be read: {one_line(error, 100)}"
+    except (KeyError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
+        why = "it is missing" if isinstance(error, KeyError) else "damaged, or no format of soundfile"
+        msg = f"{path} holds no clip {name} that can be read ({why}): copy it again, or drop its row"
         raise DataError(msg) from error
     if rate != RATE:
         msg = f"{path}: {name} has {rate} samples a second, {RATE} are needed: resample it"
         raise DataError(msg)
-    if not 0 < len(wave) <= LONGEST * RATE or not np.isfinite(wave).all():
-        msg = f"{path}: {name} is empty, longer than {LONGEST:g} s, or holds NaN: leave it out"
+    if not SHORTEST <= len(wave) / RATE <= LONGEST or not np.isfinite(wave).all():
+        limits = f"shorter than {SHORTEST:g} s, longer than {LONGEST:g} s"
+        msg = f"{path}: {name} is {limits}, or holds NaN: leave it out"
         raise DataError(msg)
     return wave.mean(1)
 

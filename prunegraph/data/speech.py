@@ -95,6 +95,11 @@ class Clips:
     names: tuple[str, ...]
     alphabet: Alphabet
 
+    def __post_init__(self) -> None:
+        """Raise DataError if the alphabet lacks a letter of a text."""
+        for text in dict.fromkeys(self.texts):
+            self.alphabet.encode(text)
+
     def text(self, part: Sequence[int]) -> str:
         """Return what is said in an utterance of some clips."""
         return " ".join(self.texts[clip] for clip in part)

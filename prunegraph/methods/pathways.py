@@ -83,7 +83,7 @@ class MaskedTraining(TrainedWeights):
         super().check(problem)
         size, sparsity = dense_mask(unwrap(problem.task.model)).size, problem.budget.sparsity or 0.0
         if round(sparsity * size) == size:
-            msg = f"sparsity={sparsity:g} leaves none of {size:,} weights: give a lower one"
+            msg = f"sparsity={sparsity} leaves none of {size:,} weights: give a lower one"
             raise BudgetError(msg)
         if not hasattr(problem.task, "group_of"):
             msg = (

@@ -26,7 +26,7 @@ from prunegraph.data.recordings import read_recordings
 from prunegraph.data.speech import BLANK, Alphabet, SpeechData, proxy_speech
 from prunegraph.graph import evaluation_mode, unwrap
 from prunegraph.models.recogniser import PROXY_SIZES, SPEECH_SIZES, build_recogniser
-from prunegraph.tasks.base import SplitTask
+from prunegraph.tasks.base import SplitTask, check_splits
 from prunegraph.tasks.classification import model_device
 
 BATCH_SIZE = 64
@@ -63,6 +63,10 @@ class SpeechRecognition(SplitTask):
     alphabet: Alphabet
     name: str = "recogniser"
     autocast: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_splits(self.train, self.search, self.test, "nothing is chosen on test utterances")
 
     def group_of(self, batch: Batch) -> str:
         """Return the language of a batch.

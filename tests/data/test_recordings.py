@@ -1,5 +1,6 @@
 """Folders of recordings: what is read, and one line for what cannot be."""
 
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -34,8 +35,21 @@ def test_clips_that_cannot_be_used_are_named(tmp_path: Path) -> None:
         read_recordings(pack(tmp_path, en_val_1=wav(rate=8000)))
     with pytest.raises(DataError, match=r"uk.zip holds no clip uk-train-2 that can be read"):
         read_recordings(pack(tmp_path, uk_train_2=b"no sound"))
-    with pytest.raises(DataError, match="en-val-1 is empty"):
-        read_recordings(pack(tmp_path, en_val_1=wav(seconds=0.0)))
+    for seconds in (0.0, 0.001):
+        with pytest.raises(DataError, match=r"en-val-1 is shorter than 0\.025 s, .*: leave it out"):
+            read_recordings(pack(tmp_path, en_val_1=wav(seconds=seconds)))
+    path = pack(tmp_path) / "en.zip"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("en-train-1", wav())
+    content = bytearray(path.read_bytes())
+    content[40] ^= 0xFF  # of the compressed bytes
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=r"en-train-1 that can be read \(damaged, .*: copy it again"):
+        read_recordings(tmp_path)
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("other", wav())
+    with pytest.raises(DataError, match=r"en-train-1 that can be read \(it is missing\)"):
+        read_recordings(tmp_path)
 
 
 def test_tables_that_cannot_be_used_are_named(tmp_path: Path) -> None:
@@ -46,6 +60,9 @@ def test_tables_that_cannot_be_used_are_named(tmp_path: Path) -> None:
         read_recordings(tmp_path)
     write(tmp_path, ["a,de,1,s,train"], {})
     with pytest.raises(DataError, match="says '1' in 'de', which has no written form"):
+        read_recordings(tmp_path)
+    write(tmp_path, ["a,en,²,s,train"], {})
+    with pytest.raises(DataError, match="says '²' in 'en', which has no written form"):
         read_recordings(tmp_path)
     write(tmp_path, ["a,en,1,s,dev"], {})
     with pytest.raises(DataError, match="split 'dev', none of train, val, test"):

@@ -87,6 +87,8 @@ def test_what_is_missing_is_named() -> None:
         make_speech_data("tiny", dict.fromkeys(parts, clips), parts, distort=False)
     with pytest.raises(DataError, match="no language 'de'; it has: right, left, down, up"):
         proxy_speech(["de"])
+    with pytest.raises(DataError, match="the alphabet has no 'z', which 'baz' holds"):
+        dataclasses.replace(clips, texts=[*clips.texts[:-1], "baz"])
 
 
 def test_a_search_on_the_test_split_is_refused() -> None:

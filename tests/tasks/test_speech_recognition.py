@@ -100,6 +100,8 @@ def test_networks_that_do_not_fit_are_refused() -> None:
     with pytest.raises(ModelError, match="returns Tensor, not logits"):
         pg.tasks.speech_recognition(Single(), data)
     task = tiny_task()
+    with pytest.raises(DataError, match="TestSplit is no SearchSplit: nothing is chosen on test"):
+        dataclasses.replace(task, search=task.test)
     with pytest.raises(DataError, match="no utterances to score"):
         task.score(task.model, task.search.take(torch.arange(0)))
 
