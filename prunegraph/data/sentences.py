@@ -108,11 +108,16 @@ def _labels(path: Path, texts: Sequence[str]) -> Tensor:
     Raises:
         DataError: one is no number, or they are all of one class.
     """
-    if all(text.isdecimal() and len(text) < len(str(2**31)) for text in texts):
+    whole = (text.removeprefix("-").isdecimal() and len(text) < len(str(2**31)) for text in texts)
+    if all(whole):
         labels = torch.tensor([int(text) for text in texts])
-        if 1 <= int(labels.max()) < MOST_CLASSES:
+        least, most = int(labels.min()), int(labels.max())
+        if 0 <= least and 1 <= most < MOST_CLASSES:
             return labels
-        msg = f"{path} has classes up to {int(labels.max())}: give 0 and 1, at most {MOST_CLASSES}"
+        msg = (
+            f"{path} has classes from {least} to {most}: give 0 and 1, at most {MOST_CLASSES}, and "
+            "leave out rows whose label is hidden"
+        )
         raise DataError(msg)
     values = []
     for number, text in enumerate(texts, start=2):
