@@ -224,7 +224,7 @@ class MaskedWeights:
             }
             group = list(masks)[int(tensors["group"])]
             noted = tensors.get("history", torch.empty(0, 4)).reshape(-1, 4)
-            history: list[tuple[float, ...]] = [tuple(row) for row in noted.tolist()]
+            history: list[tuple[float, ...]] = [(int(at), *row) for at, *row in noted.tolist()]
             squares = {
                 name: {n: self._like(n, tensors[f"squares.{number}.{n}"]) for n in own}
                 for number, (name, own) in enumerate(self._squares.items())

@@ -69,7 +69,7 @@ def test_a_killed_training_goes_on_to_the_same_result(tmp_path: Path, reselect: 
     model, trained = train(tmp_path / "c.safetensors", reselect=reselect)
     assert trained.resumed_epochs == 1
     assert trained.masks == whole.masks
-    assert list(trained.history) == list(whole.history)
+    assert repr([*trained.history]) == repr([*whole.history])  # a file shows 5 and 5.0 apart
     for name, value in wanted.state_dict().items():
         assert torch.equal(model.state_dict()[name], value), name
 
