@@ -20,7 +20,15 @@ from prunegraph.runs.options.compare import RunConfig
 from prunegraph.runs.plan import RECALIBRATED, Finetune, make_plan
 from prunegraph.runs.report.page import show_end, write_page
 from prunegraph.runs.report.plots import Findings, draw, save_plots
-from prunegraph.runs.report.report import GROUP, SCHEMA, History, machine, versions, write_report
+from prunegraph.runs.report.report import (
+    CLIENTS,
+    GROUP,
+    SCHEMA,
+    History,
+    machine,
+    versions,
+    write_report,
+)
 from prunegraph.runs.report.speed import BATCH, latencies
 from prunegraph.runs.report.verdict import (
     DENSE,
@@ -84,6 +92,7 @@ def conclude(
         "layer_errors": ("errors", dict[str, float]),
         "selection": ("selection", dict[str, Any]),
         "groups": ("groups", GROUP),
+        "clients": ("clients", CLIENTS),
     }
     for name, (part, shape) in shapes.items():
         if told := told_of(outcome.candidates, RunFolder.TOLD[part], shape):

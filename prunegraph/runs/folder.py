@@ -59,7 +59,7 @@ class RunFolder:
     CELLS: ClassVar[str] = "cells"
     CHOSEN: ClassVar[str] = "chosen"
     TOLD: ClassVar[Mapping[str, str]] = {
-        part: f"{part}.json" for part in ("errors", "selection", "groups")
+        part: f"{part}.json" for part in ("errors", "selection", "groups", "clients")
     }
     ACCURACY: ClassVar[str] = "accuracy.json"
     PLOTS: ClassVar[str] = "plots"

@@ -86,6 +86,12 @@ def test_a_federation_has_a_dense_row_beside_its_own_and_says_what_it_sent(
         assert 0 < rows["fedmap"][way] < rows["fedavg"][way]
         assert rows["dense"][way] is None
     assert main(["verify", str(out), "--threads", "1"]) == 0
+    told = read(out)["clients"]  # type: ignore[attr-defined]
+    assert set(told) == {"fedmap", "fedavg"}
+    assert told["fedmap"]["mean"] == pytest.approx(sum(told["fedmap"]["scores"]) / 4)
+    page = (out / "report.html").read_text(encoding="utf-8")
+    shown = (f"{100 * told['fedmap'][name]:.2f}" for name in ("mean", "deviation", "min", "max"))
+    assert "".join(f"<td>{figure}</td>" for figure in shown) in page
 
 
 @pytest.mark.parametrize(

@@ -196,6 +196,7 @@ def page(
         zeros=zero_rows(content),
         selected=selection_rows(content),
         groups=group_rows(content),
+        clients=client_rows(content),
         cost=cost_rows(content),
         origin=origin_rows(content),
         next_steps=next_steps(folder, content),
@@ -307,6 +308,16 @@ def group_rows(content: Mapping[str, Any]) -> Facts:
         scores = [unit.text(unit.score(group["scores"][name])) for name in names]
         shares = [percent(group[share]) for share in ("active", "stored", "overlap")]
         rows.append((method, *shares, *scores))
+    return rows
+
+
+def client_rows(content: Mapping[str, Any]) -> Facts:
+    """Return how good a federation's network is for its clients; often nothing."""
+    unit, rows = Unit.of(content), list[tuple[str, ...]]()
+    for method, told in content.get("clients", {}).items():
+        samples = f"{min(told['samples'])} to {max(told['samples'])}"
+        shown = [f"{unit.scale * told[name]:.2f}" for name in ("mean", "deviation", "min", "max")]
+        rows.append((method, str(len(told["samples"])), samples, *shown))
     return rows
 
 

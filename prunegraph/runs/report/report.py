@@ -186,6 +186,14 @@ GROUP = {
 """What is told of masks of groups: shares of the weights that one keeps, and all together; the
 overlap of two, at the end and over time; the score of each group on the search split."""
 
+CLIENTS = {
+    "samples": list[int],
+    "scores": list[float],
+    **dict.fromkeys(("mean", "deviation", "min", "max"), float),
+}
+"""What is told of a federation: train samples of each client, and what they score on their search
+samples, with the mean over clients, the standard deviation, and both ends."""
+
 PARTS: dict[str, Any] = {
     "search": {"seconds": float, "networks_evaluated": int, "evaluation_seconds": float},
     "stage_one_verdict": list[str | None],
@@ -193,6 +201,7 @@ PARTS: dict[str, Any] = {
     "layer_errors": dict[str, dict[str, float]],
     "selection": dict[str, Record],
     "groups": dict[str, dict[str, Any]],
+    "clients": dict[str, dict[str, Any]],
     "decision": {"start": str, "share": float, "divergence": dict[str, float]},
 }
 """What may be missing, and its shape where it is there."""
@@ -237,8 +246,9 @@ def _check_parts(content: Mapping[str, Any], path: Path) -> None:
         if name in content and not (content[name] is None and name in NULL):
             checked(content[name], shape, f"{path}: {name}")
     groups = content.get("groups", {})
-    for name, group in groups.items():
-        checked(group, GROUP, f"{path}: groups.{name}")
+    for part, shape in (("groups", GROUP), ("clients", CLIENTS)):
+        for name, told in content.get(part, {}).items():
+            checked(told, shape, f"{path}: {part}.{name}")
     search = content["search"] or {}
     checked(search.get("seeds", []), list[int], f"{path}: search.seeds")
     rows = read_rows(content)
