@@ -67,6 +67,7 @@ class SpeechRecognition(SplitTask):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_splits(self.train, self.search, self.test, "nothing is chosen on test utterances")
+        _jiwer()  # what is missing is told before any work
 
     def group_of(self, batch: Batch) -> str:
         """Return the language of a batch.
@@ -232,8 +233,11 @@ def word_error_rate(said: Sequence[str], heard: Sequence[str]) -> float:
     Raises:
         ConfigError: jiwer is not installed.
     """
-    jiwer = library("word error rates need", "jiwer", "speech")
-    return float(jiwer.wer(list(said), list(heard)))
+    return float(_jiwer().wer(list(said), list(heard)))
+
+
+def _jiwer() -> Any:
+    return library("word error rates need", "jiwer", "speech")
 
 
 def speech_recognition(

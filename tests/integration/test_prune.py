@@ -90,6 +90,7 @@ def test_a_federation_has_a_dense_row_beside_its_own_and_says_what_it_sent(
     assert set(told) == {"fedmap", "fedavg"}
     assert told["fedmap"]["mean"] == pytest.approx(sum(told["fedmap"]["scores"]) / 4)
     page = (out / "report.html").read_text(encoding="utf-8")
+    assert '<th scope="row">dense</th><td>0.00 %</td><td></td><td></td>' in page  # it sent nothing
     shown = (f"{100 * told['fedmap'][name]:.2f}" for name in ("mean", "deviation", "min", "max"))
     assert "".join(f"<td>{figure}</td>" for figure in shown) in page
 

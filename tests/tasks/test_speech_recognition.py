@@ -1,6 +1,7 @@
 """The task of speech recognition: its loss, its error rate, and what fits it."""
 
 import dataclasses
+import sys
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import prunegraph as pg
-from prunegraph.core.errors import DataError, ModelError
+from prunegraph.core.errors import ConfigError, DataError, ModelError
 from prunegraph.core.weight_mask import GroupedMask
 from prunegraph.methods.obs.magnitude import magnitude_mask
 from prunegraph.tasks.speech_recognition import word_error_rate
@@ -84,6 +85,14 @@ def test_a_batch_runs_with_the_weights_of_its_language() -> None:
     mixed["languages"] = torch.tensor([0, 1])
     with pytest.raises(DataError, match="a batch is of 2 languages"):
         task.forward(shared, mixed)
+
+
+def test_a_library_that_is_missing_is_named_before_any_work(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(sys.modules, "jiwer", None)
+    with pytest.raises(ConfigError, match=r"need the library jiwer: pip install 'prunegraph\[spe"):
+        tiny_task()
 
 
 def test_networks_that_do_not_fit_are_refused() -> None:

@@ -113,7 +113,8 @@ def _costs(content: Mapping[str, Any], rows: Sequence[MethodRow]) -> tuple[str, 
 
     kinds = [name.replace(" ", "_") for name in _cost_columns(content)]
     if kinds[0] == "zeros":
-        return (percent(mean("sparsity"), 2), *(f"{mean(name):,.0f}" for name in kinds[1:]))
+        sent = (f"{mean(name):,.0f}" if column(rows, name) else "" for name in kinds[1:])
+        return (percent(mean("sparsity"), 2), *sent)
     dense = content["dense"]
     wholes = {"macs": dense["macs"], "params": dense["params"]}
     if len(kinds) > len(wholes):
