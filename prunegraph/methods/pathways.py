@@ -16,7 +16,7 @@ from typing import Any, ClassVar, Literal, cast, get_args
 import torch
 
 from prunegraph.core.checks import check_choice, check_fields, check_positive
-from prunegraph.core.errors import BudgetError, ConfigError
+from prunegraph.core.errors import ConfigError
 from prunegraph.core.splits import TrainSplit
 from prunegraph.core.task import Task, with_parts
 from prunegraph.core.weight_mask import GroupedMask, WeightMask
@@ -50,8 +50,11 @@ class MaskedTraining(TrainedWeights):
     every: int = 20
 
     def __post_init__(self) -> None:
-        check_fields(self, epochs=1, every=1, batch_size=2)
         check_positive("lr", self.lr)
+        check_fields(self, epochs=1, every=1, batch_size=2)
+        if self.finds_masks and self.epochs < 2:
+            msg = f"epochs={self.epochs} is too few for {self.name}: half of them find its masks"
+            raise ConfigError(msg)
 
     @property
     def finds_masks(self) -> bool:
@@ -78,19 +81,16 @@ class MaskedTraining(TrainedWeights):
         Raises:
             BudgetError: the budget is no sparsity, has a pattern, asks for fewer zeros than
                 there are, or leaves no weight.
-            ConfigError: batches of the task have no language.
+            ConfigError: batches of the task have no language, or there is a single step.
         """
         super().check(problem)
-        size, sparsity = dense_mask(unwrap(problem.task.model)).size, problem.budget.sparsity or 0.0
-        if round(sparsity * size) == size:
-            msg = f"sparsity={sparsity} leaves none of {size:,} weights: give a lower one"
-            raise BudgetError(msg)
         if not hasattr(problem.task, "group_of"):
             msg = (
                 f"{self.name} needs batches that know their language, {problem.task.name} has "
                 "none: give a task of speech_recognition"
             )
             raise ConfigError(msg)
+        self.rising(problem.task, problem.budget.sparsity or 0.0)
 
     def prune(self, problem: Problem) -> Result:
         """Train, with as many weights for each language as were asked for, exactly."""
@@ -248,13 +248,7 @@ def masks_by_magnitude(method: MaskedTraining, problem: Problem) -> dict[str, We
     """Return the mask of each language after gradual magnitude pruning on its utterances alone.
 
     Each begins with the given weights. All together take half of the method's epochs.
-
-    Raises:
-        ConfigError: there is one epoch, which cannot be halved.
     """
-    if method.epochs < 2:
-        msg = f"epochs={method.epochs} is too few for {method.name}: half of them find its masks"
-        raise ConfigError(msg)
     task, sparsity = problem.task, problem.budget.sparsity or 0.0
     search = OneMask(
         epochs=method.epochs // 2,

@@ -38,8 +38,8 @@ class TrainedWeights(WeightMethod):
         """Say before any work what it cannot serve.
 
         Raises:
-            BudgetError: the budget is no sparsity, has a pattern, or asks for fewer zeros than
-                there are.
+            BudgetError: the budget is no sparsity, has a pattern, asks for fewer zeros than
+                there are, or leaves no weight.
         """
         self.check_sparsity(problem)
         sparsity, zeros = problem.budget.sparsity or 0.0, nonzero_mask(problem.task.model).sparsity
@@ -51,10 +51,15 @@ class TrainedWeights(WeightMethod):
             raise BudgetError(msg)
 
     def check_sparsity(self, problem: Problem) -> None:
-        """Raise BudgetError if the budget is no sparsity, or has a pattern."""
+        """Raise BudgetError if the budget is no sparsity, has a pattern, or leaves no weight."""
         super().check(problem)
         if problem.budget.sparsity is None or problem.budget.pattern not in (None, "unstructured"):
             msg = f"{self.name} prunes single weights of all layers: give a sparsity, no pattern"
+            raise BudgetError(msg)
+        size = sum(weight.size for weight in prunable_weights(unwrap(problem.task.model)).values())
+        if round(problem.budget.sparsity * size) == size:
+            asked = f"sparsity={problem.budget.sparsity}"
+            msg = f"{asked} leaves none of {size:,} weights: give a lower one"
             raise BudgetError(msg)
 
 

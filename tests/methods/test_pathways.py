@@ -194,7 +194,11 @@ def test_what_cannot_be_served_is_refused(digits: Dataset) -> None:
         with pytest.raises(ConfigError, match=message):
             Pathways(**odd)
     with pytest.raises(ConfigError, match="epochs=1 is too few for language_masks"):
-        LanguageSpecific(epochs=1).prune(pose())
+        LanguageSpecific(epochs=1)
+    with pytest.raises(ConfigError, match="epochs=1 is too few for pathways"):
+        Pathways(epochs=1, start="magnitude", reselect=True)
+    with pytest.raises(ConfigError, match="1 step on 80 utterances, and needs 2"):
+        OneMask(epochs=1, batch_size=80).check(pose())
 
 
 def test_every_row_is_made_by_name_and_trains_alike() -> None:

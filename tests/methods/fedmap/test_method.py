@@ -122,6 +122,8 @@ def test_what_cannot_be_served_is_refused_before_any_work(digits: Dataset) -> No
     ):
         with pytest.raises(BudgetError, match="sparsity"):
             FedMap().check(pose(digits, budget=budget))
+    with pytest.raises(BudgetError, match=r"leaves none of [\d,]+ weights: give a lower one"):
+        FedMap().check(pose(digits, budget=Budget(sparsity=0.99999)))
     with pytest.raises(ConfigError, match="too many"):
         FedMap(clients=300).check(pose(digits))
 
