@@ -10,7 +10,7 @@ The controls train alike, with equally many steps, and differ in their masks alo
 
 from abc import abstractmethod
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any, ClassVar, Literal, cast, get_args
 
 import torch
@@ -309,6 +309,10 @@ class OneMaskByScore(MaskedTraining):
     emphasis: float = 0.5
     reselect: bool = False
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_fields(self, emphasis=0)
+
     def plan(self, problem: Problem) -> MaskPlan:
         """Return the plan of one mask by score."""
         return self._plan(problem, problem.budget.sparsity or 0.0)
@@ -331,9 +335,21 @@ class OneMaskOfUnion(OneMaskByScore):
     """One mask by score, as large as the union of the languages' masks: at equal stored weights.
 
     It keeps more than the budget asks for. Pathways train first, to tell how large the union is.
+
+    Attributes:
+        start: of the pathways.
     """
 
     name: ClassVar[str] = "one_mask_of_union"
+
+    start: Start = "one"
+
+    def __post_init__(self) -> None:
+        self.pathways()  # which checks the options
+
+    def pathways(self) -> Pathways:
+        """Return the method of the same options whose union it is as large as."""
+        return Pathways(**asdict(self))
 
     @property
     def trains_before(self) -> bool:
@@ -342,7 +358,5 @@ class OneMaskOfUnion(OneMaskByScore):
 
     def plan(self, problem: Problem) -> MaskPlan:
         """Return the plan of one mask by score of the union's size."""
-        shared = {field.name for field in fields(OneMaskByScore)}
-        options = {name: value for name, value in asdict(self).items() if name in shared}
-        union = Pathways(**options).prune(part_of(problem, 0, 2)).mask
+        union = self.pathways().prune(part_of(problem, 0, 2)).mask
         return self._plan(problem, 1.0 - union.num_kept / cast(WeightMask, union).size)

@@ -1,6 +1,7 @@
 import dataclasses
 import shlex
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -8,7 +9,8 @@ import yaml
 from prunegraph.agent.options import AgentOptions
 from prunegraph.core.errors import ConfigError
 from prunegraph.methods.fedmap.method import FedMap
-from prunegraph.runs.options.config import ApplyConfig, TrainConfig
+from prunegraph.runs.choose import method_of
+from prunegraph.runs.options.config import ApplyConfig, PruneConfig, TrainConfig
 from prunegraph.runs.options.fields import with_options
 from prunegraph.runs.options.yaml_file import (
     command_line,
@@ -48,6 +50,14 @@ def test_unknown_key_lists_the_valid_ones_and_the_nearest() -> None:
 def test_bad_yaml_values_raise(values: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         from_dict(TrainConfig, values, where="f.yaml")
+
+
+def test_controls_beside_a_method_take_its_options() -> None:
+    words = ("pathways.start=random", "pathways.reselect=true", "pathways.epochs=1")
+    config = PruneConfig(method="pathways", method_options=words)
+    for name in ("pathways", "one_mask_of_union"):
+        method: Any = method_of(config, name)
+        assert (method.start, method.reselect, method.epochs) == ("random", True, 1)
 
 
 def test_numbers_may_have_an_exponent_without_a_point(tmp_path: Path) -> None:
