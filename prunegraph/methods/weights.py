@@ -42,10 +42,10 @@ class TrainedWeights(WeightMethod):
                 there are, or leaves no weight.
         """
         self.check_sparsity(problem)
-        sparsity, zeros = problem.budget.sparsity or 0.0, nonzero_mask(problem.task.model).sparsity
-        if sparsity < zeros:
+        sparsity, left = problem.budget.sparsity or 0.0, nonzero_mask(problem.task.model)
+        if round(sparsity * left.size) < left.size - left.num_kept:
             msg = (
-                f"{zeros:.2%} of the weights of {problem.task.name} are zero already, "
+                f"{left.sparsity:.2%} of the weights of {problem.task.name} are zero already, "
                 f"sparsity={sparsity:g} asks for fewer: give a higher one"
             )
             raise BudgetError(msg)

@@ -152,6 +152,8 @@ def test_zeros_of_given_weights_stay_and_are_not_given_back(digits: Dataset) -> 
     with pytest.raises(BudgetError, match=r"are zero already, sparsity=0\.7 asks") as no:
         method.check(pose(digits, task=task, budget=Budget(sparsity=0.7)))
     assert "\n" not in str(no.value)
+    zeros = sparse.mask.size - sparse.mask.num_kept  # a sparsity is a number of weights, rounded
+    method.check(pose(digits, task=task, budget=Budget(sparsity=(zeros - 0.4) / sparse.mask.size)))
     plain = replace(FedAvg(**SMALL), start="given").prune(pose(digits, task=task))
     assert plain.mask == sparse.mask
 
