@@ -217,6 +217,8 @@ class MaskedWeights:
             ArtefactError: they are damaged, or of other masks.
         """
         with told_as_damage(path):
+            if (self.tensors().keys() ^ tensors.keys()) - {"history"}:
+                raise KeyError  # of other groups, or with weights that wait where none may come back
             values = {n: self._like(n, tensors[f"values.{n}"]) for n in self._values or {}}
             masks = {
                 group: mask.unpacked({n: tensors[f"{number}.{n}"].cpu() for n in mask.keep})

@@ -238,6 +238,12 @@ def test_damaged_masks_are_refused() -> None:
     ):
         with pytest.raises(ArtefactError, match="is damaged: delete it"):
             masked.restore(broken)
+    nested = MaskedWeights(model, OPTIMIZERS[0](model.parameters()))
+    mask = nested.mask
+    several = MaskedWeights(model, OPTIMIZERS[0](model.parameters()), {"a": mask, "b": mask})
+    for one, other in ((nested, masked), (masked, nested), (masked, several)):
+        with pytest.raises(ArtefactError, match="is damaged: delete it"):
+            one.restore(other.tensors())
 
 
 def test_plans_that_contradict_themselves_are_refused(digits: Dataset) -> None:
