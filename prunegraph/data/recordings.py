@@ -154,8 +154,9 @@ def _read_clip(reader: Any, archive: zipfile.ZipFile, name: str, path: Path) -> 
     try:
         wave, rate = reader.read(io.BytesIO(archive.read(name)), dtype="float32", always_2d=True)
     except (KeyError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
-        why = "it is missing" if isinstance(error, KeyError) else "damaged, or no format of soundfile"
-        msg = f"{path} holds no clip {name} that can be read ({why}): copy it again, or drop its row"
+        why = "missing" if isinstance(error, KeyError) else "damaged, or no format of soundfile"
+        found = f"{path} holds no clip {name} that can be read ({why})"
+        msg = f"{found}: copy it again, or drop its row"
         raise DataError(msg) from error
     if rate != RATE:
         msg = f"{path}: {name} has {rate} samples a second, {RATE} are needed: resample it"

@@ -112,7 +112,7 @@ def _labels(path: Path, texts: Sequence[str]) -> Tensor:
     if all(whole):
         labels = torch.tensor([int(text) for text in texts])
         least, most = int(labels.min()), int(labels.max())
-        if 0 <= least and 1 <= most < MOST_CLASSES:
+        if least >= 0 and 1 <= most < MOST_CLASSES:
             return labels
         msg = (
             f"{path} has classes from {least} to {most}: give 0 and 1, at most {MOST_CLASSES}, and "

@@ -125,8 +125,8 @@ class MaskedWeights:
         """Give a group another mask; default: the one in use.
 
         Raises:
-            MaskError: weights would come back that nobody has kept, it is of other weights, or there
-                is no such group.
+            MaskError: weights would come back that nobody has kept, it is of other weights, or
+                there is no such group.
         """
         group = self._known(group)
         nested = mask.nested(self.masks[group])  # which checks the names and shapes
@@ -218,7 +218,7 @@ class MaskedWeights:
         """
         with told_as_damage(path):
             if (self.tensors().keys() ^ tensors.keys()) - {"history"}:
-                raise KeyError  # of other groups, or with weights that wait where none may come back
+                raise KeyError  # of other groups, or weights wait where none may come back
             values = {n: self._like(n, tensors[f"values.{n}"]) for n in self._values or {}}
             masks = {
                 group: mask.unpacked({n: tensors[f"{number}.{n}"].cpu() for n in mask.keep})

@@ -44,11 +44,11 @@ def test_clips_that_cannot_be_used_are_named(tmp_path: Path) -> None:
     content = bytearray(path.read_bytes())
     content[40] ^= 0xFF  # of the compressed bytes
     path.write_bytes(content)
-    with pytest.raises(DataError, match=r"en-train-1 that can be read \(damaged, .*: copy it again"):
+    with pytest.raises(DataError, match=r"en-train-1 that can be read \(damaged, .*: copy it"):
         read_recordings(tmp_path)
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("other", wav())
-    with pytest.raises(DataError, match=r"en-train-1 that can be read \(it is missing\)"):
+    with pytest.raises(DataError, match=r"en-train-1 that can be read \(missing\): copy it"):
         read_recordings(tmp_path)
 
 
