@@ -129,8 +129,8 @@ class MaskedWeights:
                 there is no such group.
         """
         group = self._known(group)
-        nested = mask.nested(self.masks[group])  # which checks the names and shapes
-        if self._values is None and not nested:
+        self.masks[group].check_shapes(mask.keep)
+        if self._values is None and not mask.nested(self.masks[group]):
             msg = "weights would come back whose values are gone: give returns=True"
             raise MaskError(msg)
         if group != self.group:
@@ -431,11 +431,11 @@ def least_mask(
         within.check_shapes(values)
         values = {n: v.masked_fill(~within.keep[n], -torch.inf) for n, v in values.items()}
         gone = within.size - within.num_kept
-    for name, value in values.items():
-        if bool(value.isnan().any()):
-            msg = f"weights or scores of {name} hold NaN: lower the learning rate, or repair them"
-            raise MaskError(msg)
     flat = torch.cat([value.flatten() for value in values.values()])
+    if bool(flat.min().isnan()):  # the minimum takes NaN over
+        name = next(name for name, value in values.items() if bool(value.isnan().any()))
+        msg = f"weights or scores of {name} hold NaN: lower the learning rate, or repair them"
+        raise MaskError(msg)
     keep = all_but_least(flat, max(round(sparsity * len(flat)), gone))
     pieces = zip(values.items(), keep.split([v.numel() for v in values.values()]), strict=True)
     return WeightMask({name: bits.reshape(v.shape).clone() for (name, v), bits in pieces})
