@@ -309,15 +309,17 @@ def compared(
     mask, one that depends on neither images nor chance with every seed. With ``finetune_best`` it
     is the agent and the best baseline alone. What the agent must beat is always among the rows:
     without an agent the best baseline; the policy that the search began with, where that is better
-    than all of them. Methods of single weights are all fine-tuned.
+    than all of them. Methods of single weights, and others that change weights, are all fine-tuned.
     """
     seeds = _seeds(config.seed, config.seeds)
     best = best_baseline(candidates)
     if config.finetune_best:
         candidates = [item for item in candidates if is_agent(item) or item.name == best]
     names = _searched(candidates) | _chosen_heuristics(candidates)
-    every = config.budget().kind == "weights"
-    chosen = [item for item in candidates if every or item.name in {*names, best}]
+    changed = StoredMask | StoredChannels
+    chosen = [
+        item for item in candidates if item.name in {*names, best} or isinstance(item.mask, changed)
+    ]
     pairs: list[tuple[Candidate | None, int]] = []
     for item in chosen:
         own = seeds if _is_alone(item, candidates) else [item.seed]

@@ -1,11 +1,13 @@
 """Which masks a comparison fine-tunes."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from prunegraph.artefacts.pruned import StoredChannels
 from prunegraph.core.masks import ChannelMask
 from prunegraph.runs.context import RunContext
 from prunegraph.runs.options.compare import CompareConfig
@@ -13,6 +15,8 @@ from prunegraph.runs.plan import _searched, plan_finetunes
 from prunegraph.runs.store import Candidate, choose
 from prunegraph.runs.tasks.registry import load_target
 from support.parts import part
+
+CHANGED = ("struprune", "maskprune", "torch_pruning")
 
 
 def candidate(name: str, seed: int, accuracy: float) -> Candidate:
@@ -54,6 +58,17 @@ def test_heuristics_alone_are_finetuned(weights: Path) -> None:
     options = {"no_agent": True}
     assert planned(weights, found, **options) == {"l1/uniform", "fpgm/uniform", "dense"}
     assert planned(weights, found, **options, finetune_best=True) == {"fpgm/uniform", "dense"}
+
+
+def test_networks_whose_method_changed_weights_are_all_finetuned(
+    weights: Path, tmp_path: Path
+) -> None:
+    found = [candidate(name, 0, 0.9 - number / 10) for number, name in enumerate(CHANGED)]
+    assert planned(weights, found, no_agent=True) == {CHANGED[0], "dense"}
+    stored = StoredChannels(np.ones(1, dtype=bool), tmp_path, "weights")
+    found = [replace(item, mask=stored) for item in found]
+    assert planned(weights, found, no_agent=True) == {*CHANGED, "dense"}
+    assert planned(weights, found, no_agent=True, finetune_best=True) == {CHANGED[0], "dense"}
 
 
 @pytest.mark.parametrize("best", [False, True])
