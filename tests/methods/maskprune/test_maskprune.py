@@ -258,7 +258,8 @@ def test_a_short_calibration_warns_with_the_number_needed(task: CausalLM) -> Non
     few = replace(task, model=tiny_llama(intermediate_size=48))
     graph = pg.analyse(few.model, few.example_inputs)
     with pytest.warns(UserWarning, match=r"32 tokens, fewer than the 48 .* give 768 or more"):
-        MaskPrune(steps=10).prune(problem_of(few, graph, num_calibration=1))
+        result = MaskPrune(steps=10).prune(problem_of(few, graph, num_calibration=1))
+    assert graph.fits(result.channels, UNIFORM)
 
 
 def test_a_checkpoint_of_another_pruning_or_a_damaged_one_is_refused(
