@@ -68,7 +68,8 @@ def check_fields(options: object, **least: float) -> None:
     for name, low in least.items():
         value = getattr(options, name)
         check_at_least(name, value, low)
-        if isinstance(getattr(type(options), name, None), int) and value % 1:
+        whole = isinstance(getattr(type(options), name, None), int)
+        if whole and value is not None and value % 1:
             msg = f"{name}={value} must be a whole number"
             raise ConfigError(msg)
 

@@ -84,7 +84,6 @@ def images(tmp_path: Path) -> Path:
         ("prune magnitude --sparsity 0.5 --networks 10", "--networks is for searches: magnitude"),
         ("prune cem --policy resnet-cifar", "--policy is for the agent: cem does not read it"),
         ("prune cem --agent.swaps 3", "--agent.* is for the agent: cem does not read it"),
-        ("train --sparsty 0.5", "unknown option '--sparsty' of `prunegraph train`; see"),
         ("train --networks 3", "networks=3 allows no update of the policy: give at least 34"),
         ("train --arch resnet20 --weights a b", "1 networks but 2 weights files"),
         ("train --agent.learning-rate nan", "agent.learning_rate=nan must lie in"),

@@ -11,7 +11,6 @@ from typing import Any, Literal
 
 from prunegraph.core.errors import ConfigError, suggest
 from prunegraph.core.reading import MAX_INTEGER
-from prunegraph.runs.options.help import ABSENT
 
 
 def arguments_of(kind: type, values: Mapping[str, Any], where: str) -> dict[str, Any]:
@@ -34,11 +33,8 @@ def arguments_of(kind: type, values: Mapping[str, Any], where: str) -> dict[str,
 
 def option_names(kind: type, prefix: str = "") -> list[str]:
     """Return the names of a class's options, those of a class within it as ``agent.swaps``."""
-    hints, marked = (typing.get_type_hints(kind, include_extras=own) for own in (False, True))
-    names = []
+    hints, names = typing.get_type_hints(kind), []
     for field in dataclasses.fields(kind):
-        if ABSENT[0] in getattr(marked[field.name], "__metadata__", ()):
-            continue
         hint = hints[field.name]
         inner = dataclasses.is_dataclass(hint)
         names += option_names(hint, f"{field.name}.") if inner else [f"{prefix}{field.name}"]
