@@ -121,6 +121,7 @@ class OnToys(MethodConformance):
         return context(self.task).problem(BUDGETS[self.task], seed=seed, max_networks=max_networks)
 
 
+@pytest.mark.filterwarnings("ignore:the calibration data have")  # toys have few
 class TestMethods(OnToys):
     @pytest.fixture(
         autouse=True,
