@@ -40,9 +40,10 @@ HELD_OUT = 8
 PLANS: dict[str, list[StruPrune | MaskPrune]] = {
     "rounds": [StruPrune(rounds=0), StruPrune(rounds=4)],
     "shares": [
-        StruPrune(rounds=0, allocation="auto"),
+        StruPrune(rounds=4, allocation="softmax"),
         *(StruPrune(rounds=0, allocation="softmax", temperature=t) for t in (2.0, 4.0, 8.0)),
         StruPrune(rounds=0, allocation="softmax", importance="error"),
+        StruPrune(rounds=0, allocation="auto"),
     ],
     "heads": [StruPrune(rounds=0, heads=True), StruPrune(rounds=4, heads=True)],
     "gates": [

@@ -300,7 +300,8 @@ def test_a_real_network(share: float, least_squares: float, admm: float, shared_
         keep[module.units[: round(share * len(module.units))]] = False
     ratio = graph.cost(keep).params / graph.dense_cost.params
     problem = problem_of(task, graph, keep=ratio)
-    for rounds, bar in ((0, least_squares), (8, admm)):
-        model = StruPrune(rounds=rounds).prune(problem).model
+    shares = StruPrune(allocation="softmax")
+    for method, bar in ((StruPrune(rounds=0), least_squares), (StruPrune(), admm), (shares, admm)):
+        model = method.prune(problem).model
         assert model is not None
         assert 0.8 * bar < task.score(model, task.test).value < bar
