@@ -33,20 +33,22 @@ class LoopMasks:
             raise ConfigError(msg)
         self.plan, self.tracker = plan, log  # Lightning sets an attribute log
         self.masked: MaskedWeights | None = None
-        self._begun = False
+        self._step: int | None = None
 
     def attach(self, model: nn.Module, optimizer: Any) -> None:
         """Put the zeros in place; what wraps the optimizer, as accelerate does, is taken off."""
         while not isinstance(optimizer, torch.optim.Optimizer) or hasattr(optimizer, "optimizer"):
             optimizer = optimizer.optimizer
-        self.masked, self._begun = self.plan.attach(model, optimizer), False
+        self.masked, self._step = self.plan.attach(model, optimizer), None
 
     def begin(self, step: int) -> None:
-        """Choose the mask anew if it is time; before the forward of a step."""
+        """Choose the mask anew if it is time; before the forward of each batch of a step."""
         assert self.masked is not None  # attached
-        if not self._begun:
+        if step == self._step:  # another batch whose gradients are added up
+            return
+        if self._step is None:
             self.plan.resume(self.masked, step)
-            self._begun = True
+        self._step = step
         self.plan.begin(self.masked, step, None)
 
     def tell(self, step: int, metrics: Mapping[str, Any]) -> None:

@@ -167,6 +167,16 @@ def test_zeros_hold_in_a_training_that_goes_on(given: bool) -> None:
     assert found[0] == found[1] == found[2]
 
 
+def test_batches_whose_gradients_are_added_up_choose_masks_once() -> None:
+    model = nn.Linear(8, 8)
+    loop = LoopMasks(MaskPlan(schedule=Cubic(0.5, end=4), every=1))
+    loop.attach(model, torch.optim.SGD(model.parameters(), lr=0.1))
+    for step in (0, 0, 1, 1):
+        loop.begin(step)
+    assert loop.masked is not None
+    assert [step for step, *_ in loop.masked.history] == [0, 1]
+
+
 def test_masks_of_groups_are_refused() -> None:
     network = nn.Linear(4, 4)
     plan = MaskPlan(masks={"a": dense_mask(network)}, group_of=lambda _: "a")
