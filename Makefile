@@ -22,7 +22,7 @@ test-slow: $(VENV)/.installed  ## the tests that take longer, those that need ..
 	$(BIN)/python -m pytest -q -m slow
 
 endurance: $(VENV)/.installed  ## 20 kills a command, 10,000 hostile files a reader: hours
-	PRUNEGRAPH_KILLS=$${PRUNEGRAPH_KILLS:-20} PRUNEGRAPH_PROFILE=endurance $(BIN)/python -m pytest -q -n 2 --durations=30 \
+	PRUNEGRAPH_KILLS=$${PRUNEGRAPH_KILLS:-20} PRUNEGRAPH_PROFILE=endurance $(BIN)/python -m pytest -q -n 2 --timeout=0 --durations=30 \
 		tests/integration/test_kill.py tests/integration/test_jobs.py tests/hostile
 
 lint: $(VENV)/.installed

@@ -27,9 +27,19 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 of two threads took 5 CPU s in place of 40."""
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with the pages, whose tests are long: last, one of them kept a process waiting."""
+SLOW_TIMEOUT = 3600
+"""Seconds of a slow test, unless it has a marker of its own; those without ``slow`` have 300."""
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Begin with the pages, whose tests are long: last, one of them kept a process waiting.
+
+    Slow tests get a longer timeout, unless the command line says which.
+    """
     items.sort(key=lambda item: item.path.name != "test_docs.py")
+    for item in items if config.getoption("timeout") is None else ():
+        if item.get_closest_marker("slow") and not item.get_closest_marker("timeout"):
+            item.add_marker(pytest.mark.timeout(SLOW_TIMEOUT))
 
 
 def pytest_collection_finish() -> None:

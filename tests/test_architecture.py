@@ -130,3 +130,9 @@ def test_every_test_can_fail(path: Path) -> None:
 
 def test_the_guard_itself_can_fail() -> None:
     assert not asserts(ast.parse("def test_nothing():\n    print(1)"))
+
+
+@pytest.mark.parametrize("seconds", [300, pytest.param(3600, marks=pytest.mark.slow)])
+def test_a_test_that_hangs_fails_by_name(request: pytest.FixtureRequest, seconds: int) -> None:
+    own = request.node.get_closest_marker("timeout")
+    assert float(own.args[0] if own else request.config.getini("timeout")) == seconds
