@@ -51,32 +51,39 @@ class TokenWindows(HashedSource):
         tokens: ``[n]``, one text, or ``[rows, t]``, one window a row.
         window: tokens of a window; of rows, the first ones.
         stride: tokens from the start of a window to that of the next; None = no overlap.
+        bos: the token that begins each window of one text and counts as one of its tokens; None =
+            windows hold the text alone.
 
     Raises:
         DataError: there are fewer tokens than a window has, or window or stride is out of range.
     """
 
-    def __init__(self, tokens: Tensor, window: int, stride: int | None = None) -> None:
+    def __init__(
+        self, tokens: Tensor, window: int, stride: int | None = None, *, bos: int | None = None
+    ) -> None:
         if window < 2:
             msg = f"window={window} must be at least 2: its first token is not predicted"
             raise DataError(msg)
         if stride is not None and not 1 <= stride <= window:
             msg = f"stride={stride} must lie in 1 to window={window}"
             raise DataError(msg)
-        if tokens.shape[-1] < window or not tokens.numel():
+        taken = window - (bos is not None)  # of the text
+        if tokens.shape[-1] < taken or not tokens.numel():
             msg = (
-                f"the text has {tokens.shape[-1]:,} tokens, a window {window:,}: give a longer "
+                f"the text has {tokens.shape[-1]:,} tokens, a window {taken:,}: give a longer "
                 "text, or a smaller window"
             )
             raise DataError(msg)
         self.tokens = tokens.to(torch.int32).contiguous()
         self.window = window
-        self.overlap = 0 if stride is None or tokens.ndim == 2 else window - stride
+        self.bos = bos
+        whole = stride is None or tokens.ndim == 2
+        self.overlap = 0 if whole else max(taken - (stride or taken), 0)
         self.windows = (
             self.tokens[:, :window]
             if tokens.ndim == 2
-            else self.tokens.unfold(0, window, window - self.overlap)
-        )  # [n, t]
+            else self.tokens.unfold(0, taken, taken - self.overlap)
+        )  # [n, taken]
 
     def __len__(self) -> int:
         return len(self.windows)
@@ -85,15 +92,20 @@ class TokenWindows(HashedSource):
         """Return the windows at ``index``; there is no augmentation to draw."""
         del augment
         ids = self.windows[index].long()
+        first = self.overlap
+        if self.bos is not None:
+            ids = torch.cat([ids.new_full((len(ids), 1), self.bos), ids], 1)
+            first += 1
         if not self.overlap:
             return {"input_ids": ids}
         labels = ids.clone()
-        labels[index > 0, : self.overlap] = IGNORED
+        labels[index > 0, :first] = IGNORED
         return {"input_ids": ids, "labels": labels}
 
     def hashed(self) -> Any:
-        """Return the hash of tokens, window and stride."""
-        digest = hashlib.sha256(f"{self.windows.shape} {self.overlap}".encode())
+        """Return the hash of tokens, window, stride and the token before each window."""
+        begin = "" if self.bos is None else f" {self.bos}"
+        digest = hashlib.sha256(f"{self.windows.shape} {self.overlap}{begin}".encode())
         digest.update(self.tokens.numpy().data)
         return digest
 

@@ -1,7 +1,8 @@
 """Causal language models: next-token loss, perplexity, and the divergence from the dense network.
 
 Perplexity as in the literature (GPTQ, SparseGPT, Wanda): the text in windows that do not overlap;
-in each, all tokens but the first are predicted from those before them.
+in each, all tokens but the first are predicted from those before them. Where the tokenizer puts a
+token before a text, that is the first of each window.
 """
 
 import inspect
@@ -26,7 +27,7 @@ from prunegraph.graph import evaluation_mode, unwrap
 from prunegraph.models.pretrained import has_tokenizer, load_pretrained, load_tokenizer
 from prunegraph.tasks.base import SplitTask
 from prunegraph.tasks.classification import model_device, soft_divergence
-from prunegraph.tasks.texts import TextReader, encoder
+from prunegraph.tasks.texts import TextReader, begin_token, encoder
 
 LOGITS_BYTES = 2**27
 """Of the float32 logits that are alive at once while a network is measured."""
@@ -256,6 +257,7 @@ def causal_lm(
     window: int | None = None,
     stride: int | None = None,
     calibration_tokens: int | None = 16_384,
+    bos: bool | None = None,
     seed: int = 0,
     name: str | None = None,
 ) -> CausalLM:
@@ -279,6 +281,8 @@ def causal_lm(
         stride: tokens between the starts of test windows, and of those of a given search text;
             each token is scored once. None = windows do not overlap.
         calibration_tokens: how many are drawn; None = all.
+        bos: whether the beginning-of-sequence token, as one of its tokens, begins each window of a
+            text; None = where a tokenizer of transformers adds one. Rows of an array stay.
         seed: fixes the draw.
         name: of the network, in rows and errors; default: the folder's, or the class's.
 
@@ -307,6 +311,8 @@ def causal_lm(
         longest=longest if isinstance(longest, int) else None,
         window=window,
         stride=stride,
+        bos=begin_token(tokenizer, network, bos),
+        rows=not bos,
     )
     train, held_out = reader.calibration(calibration, calibration_tokens, seed, cut=search is None)
     if search is not None:

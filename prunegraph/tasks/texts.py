@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from prunegraph.core.errors import DataError
 from prunegraph.core.splits import SearchSplit, Split, TrainSplit
@@ -26,6 +26,8 @@ class TextReader:
         longest: how many it takes at once; None = any number.
         window: tokens of a window; None = ``WINDOW``, ``longest``, or a row of an array.
         stride: tokens between the starts of windows of ``split``.
+        bos: the token that begins each window of a text; None = texts stay as they are encoded.
+        rows: whether an array of rows, whose windows are given, is taken beside ``bos``.
     """
 
     encode: Encode | None
@@ -33,6 +35,8 @@ class TextReader:
     longest: int | None
     window: int | None
     stride: int | None
+    bos: int | None = None
+    rows: bool = True
 
     def __post_init__(self) -> None:
         if self.longest is not None and (self.window or 0) > self.longest:
@@ -77,10 +81,17 @@ class TextReader:
         tokens = read_tokens(text, self.encode, what)
         self._check_tokens(tokens, what)
         window = min(self.longest or WINDOW, WINDOW) if self.window is None else self.window
-        if tokens.ndim == 2 and self.window is None:
-            window = min(window, tokens.shape[1])
+        bos = self.bos
+        if tokens.ndim == 2:
+            if not self.rows:
+                msg = f"{what} is an array of rows, which stay as they are: leave bos=True out"
+                raise DataError(msg)
+            bos = None
+            window = min(window, tokens.shape[1]) if self.window is None else window
+        elif bos is not None and tokens[0] == bos:
+            tokens = tokens[1:]  # the tokenizer has put it before the whole text
         try:
-            return TokenWindows(tokens, window, stride)
+            return TokenWindows(tokens, window, stride, bos=bos)
         except DataError as error:
             msg = f"{what}: {error}"
             raise DataError(msg) from error
@@ -90,6 +101,7 @@ class TextReader:
             msg = f"{what} has no tokens: give a longer text"
             raise DataError(msg)
         least, highest = (int(token) for token in tokens.aminmax())
+        highest = max(highest, self.bos or 0)
         if least < 0 or highest >= self.vocabulary:
             wrong = least if least < 0 else highest
             msg = (
@@ -97,6 +109,31 @@ class TextReader:
                 "give the tokenizer of this network"
             )
             raise DataError(msg)
+
+
+def begin_token(tokenizer: Any, model: nn.Module, wanted: bool | None) -> int | None:
+    """Return the token that begins each window of a text, or None.
+
+    Args:
+        tokenizer: of transformers or a method of one, any other function, or None.
+        model: whose config may name the token.
+        wanted: whether there is one; None = where a tokenizer of transformers adds one to a text.
+
+    Raises:
+        DataError: it is wanted and nothing names it.
+    """
+    tokenizer = getattr(tokenizer, "__self__", tokenizer)
+    found = getattr(tokenizer, "bos_token_id", None)
+    if wanted is None and found is not None and _of_transformers(tokenizer):
+        wanted = tokenizer("a", verbose=False)["input_ids"][:1] == [found]
+    if not wanted:
+        return None
+    if found is None:
+        found = getattr(getattr(model, "config", None), "bos_token_id", None)
+    if not isinstance(found, int):
+        msg = "bos=True, and neither tokenizer nor config names one: leave it out"
+        raise DataError(msg)
+    return found
 
 
 def encoder(tokenizer: Any) -> Encode | None:
@@ -116,7 +153,7 @@ def encoder(tokenizer: Any) -> Encode | None:
             "function from text to token numbers"
         )
         raise DataError(msg)
-    if not hasattr(tokenizer, "convert_ids_to_tokens"):
+    if not _of_transformers(tokenizer):
         return tokenizer  # type: ignore[no-any-return]  # callable() narrows Any to a bare callable
 
     def encode(text: str) -> Sequence[int]:
@@ -124,3 +161,8 @@ def encoder(tokenizer: Any) -> Encode | None:
         return tokens
 
     return encode
+
+
+def _of_transformers(tokenizer: Any) -> bool:
+    """Tell a tokenizer of transformers from other functions."""
+    return hasattr(tokenizer, "convert_ids_to_tokens")

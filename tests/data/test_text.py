@@ -36,6 +36,20 @@ def test_overlapping_windows_score_each_token_once(stride: int) -> None:
     assert torch.equal(source.load(index.flip(0))["input_ids"], batch["input_ids"].flip(0))
 
 
+@pytest.mark.parametrize("stride", [None, 1, 3, 4, 5])
+def test_a_first_token_stands_before_each_window_and_every_other_is_scored_once(
+    stride: int | None,
+) -> None:
+    source = TokenWindows(torch.arange(1, 23), 5, stride, bos=0)
+    batch = source.load(torch.arange(len(source)))
+    assert batch["input_ids"].shape == (len(source), 5)
+    assert batch["input_ids"][:, 0].tolist() == [0] * len(source)
+    step = min(stride or 4, 4)
+    assert batch["input_ids"][1].tolist() == [0, *range(1 + step, 5 + step)]
+    labels = batch.get("labels", batch["input_ids"])[:, 1:]
+    assert labels[labels != IGNORED].tolist() == [*range(1, 23 - (22 - 4) % step)]
+
+
 def test_rows_are_windows_and_may_be_shortened() -> None:
     rows = torch.arange(12).view(3, 4)
     assert torch.equal(TokenWindows(rows, 4).load(torch.tensor([2]))["input_ids"], rows[2:])
@@ -49,8 +63,10 @@ def test_the_fingerprint_names_tokens_window_and_stride() -> None:
         TokenWindows(tokens, 6),
         TokenWindows(tokens, 4, 2),
         TokenWindows(tokens.flip(0), 4),
+        TokenWindows(tokens, 4, bos=0),
+        TokenWindows(tokens, 4, bos=1),
     ]
-    assert len({source.fingerprint() for source in sources}) == 4
+    assert len({source.fingerprint() for source in sources}) == 6
     assert TokenWindows(tokens, 4, 4).fingerprint() == sources[0].fingerprint()
 
 

@@ -289,6 +289,8 @@ def test_texts_are_of_language_models_alone(
 ) -> None:
     assert main(["prune", "l1/uniform", *words[6:]]) == 2
     assert "--calibration-text is of --task causal_lm" in capsys.readouterr().err
+    assert main(["prune", "l1/uniform", "--no-bos"]) == 2
+    assert "--no-bos is of --task causal_lm" in capsys.readouterr().err
 
 
 def test_a_field_of_a_method_is_an_option(

@@ -15,6 +15,20 @@ def encode(text: str) -> list[int]:
     return list(text.encode())
 
 
+def bos_tokenizer() -> Any:
+    """Return a tokenizer of bytes that puts token 0 before a text, as Llama's and Gemma's do."""
+    from tokenizers.processors import TemplateProcessing
+
+    from prunegraph.models.embedded_language import byte_tokenizer
+
+    tokenizer = byte_tokenizer()
+    tokenizer.bos_token = tokenizer.convert_ids_to_tokens(0)
+    begin = [(tokenizer.bos_token, 0)]
+    template = TemplateProcessing(single=f"{tokenizer.bos_token} $A", special_tokens=begin)
+    tokenizer.backend_tokenizer.post_processor = template
+    return tokenizer
+
+
 def tiny_llama(seed: int = 0, **sizes: Any) -> Any:
     """Return a Llama with fresh weights, of 256 tokens unless it is said otherwise."""
     import transformers

@@ -24,7 +24,7 @@ from prunegraph.models.pretrained import load_pretrained, save_pretrained_layout
 from prunegraph.tasks.causal_lm import CausalLM, logits_of
 from prunegraph.training import embedded
 from prunegraph.training.loop import FinetuneConfig, finetune
-from support.language import TEXT, encode, tiny_llama
+from support.language import TEXT, bos_tokenizer, encode, tiny_llama
 from support.tasks import ToyLanguageModel, texts
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -216,6 +216,50 @@ def test_a_folder_brings_its_tokenizer(tmp_path: Path) -> None:
     assert pg.tasks.causal_lm(tmp_path / "small", encode).tokenizer_folder is None
     beside = pg.tasks.causal_lm(tiny_llama(), tmp_path / "small", calibration=[TEXT])
     assert (beside.name, beside.tokenizer_folder) == ("LlamaForCausalLM", tmp_path / "small")
+
+
+def windows(task: CausalLM) -> list[Tensor]:
+    assert task.test is not None
+    return [next(iter(s.batches(999)))["input_ids"] for s in (task.train, task.search, task.test)]
+
+
+def test_each_window_begins_with_the_token_that_the_tokenizer_puts_before_texts(sharp: Any) -> None:
+    tokenizer = bos_tokenizer()
+    task = dataclasses.replace(make(sharp, tokenizer=tokenizer, test=[TEXT[:75]]), autocast=False)
+    assert task.test is not None
+    for found in windows(task):
+        assert found.shape[1] == 16
+        assert not found[:, 0].any()
+        assert found[:, 1:].all()
+    rows = torch.tensor(encode(TEXT[:75])).view(5, 15)
+    expected = torch.cat([torch.zeros(5, 1, dtype=torch.int64), rows], 1)
+    assert torch.equal(windows(task)[2], expected)
+    score = task.score(sharp, task.test).value
+    assert score == pytest.approx(perplexity(sharp, expected), rel=1e-4)
+    function = make(tokenizer=tokenizer.encode, test=[TEXT[:75]])
+    assert torch.equal(windows(function)[2], expected)
+    tokens = np.array([0, *encode(TEXT[:75])])
+    assert torch.equal(windows(make(tokenizer=tokenizer, test=tokens))[2], expected)
+    assert torch.equal(windows(make(tokenizer=tokenizer, test=rows, window=None))[2], rows)
+
+
+def test_bos_says_whether_windows_begin_with_it() -> None:
+    without = make(tokenizer=bos_tokenizer(), test=[TEXT[:79]], bos=False)
+    assert windows(without)[2].flatten().tolist() == [0, *encode(TEXT[:79])]
+    plain = make(tokenizer=byte_tokenizer(), test=[TEXT])
+    function = make(test=[TEXT])
+    for name in ("train", "search", "test"):  # none is added where the tokenizer adds none
+        prints = {getattr(task, name).fingerprint() for task in (plain, function)}
+        assert len(prints) == 1
+    wanted = make(tiny_llama(bos_token_id=3), test=[TEXT[:75]], bos=True)
+    for found in windows(wanted):
+        assert found[:, 0].unique().tolist() == [3]
+    with pytest.raises(DataError, match="bos=True, and neither tokenizer nor config names one"):
+        make(tiny_llama(bos_token_id=None), bos=True)
+    with pytest.raises(DataError, match="calibration holds token 999, and the network knows"):
+        make(tiny_llama(bos_token_id=999), bos=True)
+    with pytest.raises(DataError, match="test is an array of rows"):
+        make(tiny_llama(bos_token_id=3), test=torch.ones(3, 16, dtype=torch.int64), bos=True)
 
 
 class Pair(nn.Module):

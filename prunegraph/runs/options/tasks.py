@@ -33,6 +33,8 @@ class TaskOptions:
         test_text: text that perplexities are reported on; default: another part of that text.
         calibration_tokens: tokens that each seed draws of the calibration text; default: 16384.
         window: tokens of a window; default: 1024, at most what the network takes.
+        bos: take the text as the tokenizer encodes it; default: each window begins with the
+            beginning-of-sequence token, where the tokenizer adds one to a text.
         languages: languages of the recordings that are used; default: all.
         method_options: METHOD.FIELD=VALUE of methods; on the command line --METHOD.FIELD VALUE.
     """
@@ -43,6 +45,7 @@ class TaskOptions:
     test_text: Path | None = None
     calibration_tokens: Annotated[int | None, HIDDEN] = None
     window: Annotated[int | None, HIDDEN] = None
+    bos: Annotated[bool, HIDDEN] = True
     report_on: Annotated[str | None, HIDDEN] = None
     languages: Annotated[tuple[str, ...], HIDDEN] = ()
     method_options: Annotated[tuple[str, ...], tyro.conf.Suppress] = ()

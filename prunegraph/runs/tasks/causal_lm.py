@@ -40,6 +40,7 @@ def load(config: NetworkConfig, budget: Budget | None = None) -> Target:
         calibration=config.calibration_text,
         test=config.test_text,
         window=config.window,
+        bos=None if config.bos else False,
         seed=config.seed,
         calibration_tokens=None,
         name=folder_name(config),
@@ -80,7 +81,7 @@ KIND = TaskKind(
     load=load,
     arch=folder_name,
     options=frozenset(
-        {"calibration_text", "test_text", "calibration_tokens", "window", "pretrain_epochs"}
+        {"calibration_text", "test_text", "calibration_tokens", "window", "bos", "pretrain_epochs"}
     ),
     build=build,
     example=token_numbers,

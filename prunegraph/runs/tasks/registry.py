@@ -110,6 +110,7 @@ def _kind(config: NetworkConfig) -> TaskKind:
         odd = sorted(kind.options - TASKS[name].options)
         given = [each for each in odd if getattr(config, each, None) != defaults.get(each)]
         if given:
-            msg = f"--{given[0].replace('_', '-')} is of --task {other}, not of {name}: drop it"
+            flag = "no-" * (defaults[given[0]] is True) + given[0].replace("_", "-")
+            msg = f"--{flag} is of --task {other}, not of {name}: drop it"
             raise ConfigError(msg)
     return TASKS[name]
