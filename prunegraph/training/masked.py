@@ -1,12 +1,13 @@
 """Masks of single weights that live while a network trains: one mechanism for any optimizer.
 
-The network always holds zeros where its mask keeps nothing. Gradients and steps do not reach them:
-hooks of the optimizer clear the gradients before a step, and what momentum or weight decay have
-moved after it. Where weights may come back, the values that they had wait beside the network.
+The network always holds zeros where its mask keeps nothing. Hooks clear their gradients as soon as
+backward has made them, and after a step what momentum or weight decay have moved. Where weights may
+come back, the values that they had wait beside the network.
 """
 
+import functools
 import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,15 +34,22 @@ GRADIENT_DECAY = 0.95
 Masks = WeightMask | Mapping[str, WeightMask]
 """One mask, or one for each group of batches."""
 
+Optimizers = torch.optim.Optimizer | Iterable[torch.optim.Optimizer]
+"""One optimizer, or several that train parts of a network, as Muon beside AdamW."""
+
+SAME_SIZE = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+"""Whole numbers by their bytes."""
+
 
 class MaskedWeights:
     """The masks of a network that an optimizer trains.
 
     Making one puts the zeros in place; from then on they hold after every ``optimizer.step()``.
+    Removed weights have no gradient after ``backward``; with ``decay`` they keep it until the step.
 
     Args:
         model: the network; DDP and ``torch.compile`` may wrap it.
-        optimizer: any of torch's.
+        optimizer: any of torch's, or several that together train all masked weights.
         masks: one mask, or one for each group of batches, the first of which is in use; None: all
             prunable weights stay at first.
         returns: weights may come back with the values that they had, which takes a copy of the
@@ -56,13 +64,13 @@ class MaskedWeights:
 
     Raises:
         MaskError: a mask does not fit the network, or groups have masks of other weights.
-        ConfigError: the optimizer trains another network.
+        ConfigError: no optimizer trains one of the masked weights that require a gradient.
     """
 
     def __init__(
         self,
         model: nn.Module,
-        optimizer: torch.optim.Optimizer,
+        optimizer: Optimizers,
         masks: Masks | None = None,
         *,
         returns: bool = False,
@@ -76,31 +84,50 @@ class MaskedWeights:
             what = type(asked).__name__
             msg = f"masks is a {what}: give a WeightMask, or a dict by group of at least one"
             raise MaskError(msg)
-        stepped = {id(item) for group in optimizer.param_groups for item in group["params"]}
-        if stepped.isdisjoint(map(id, model.parameters())):
-            msg = "the optimizer holds no parameter of the network: make it of model.parameters()"
-            raise ConfigError(msg)
         self.masks = {ONE: given} if isinstance(given, WeightMask) else dict(given)
         self.group = next(iter(self.masks))
         self._parameters = self.masks[self.group].parameters_of(model)
         for mask in self.masks.values():
             mask.overlap(self.masks[self.group])  # which checks the names and shapes
+        optimizers = [optimizer] if isinstance(optimizer, torch.optim.Optimizer) else [*optimizer]
+        stepped = [self._names_in(each) for each in optimizers]
+        self._check_trained(stepped)
         self._values: dict[str, Tensor] | None = None
         if returns or len(self.masks) > 1:
             self._values = {n: p.detach().clone() for n, p in self._parameters.items()}
         self.history: list[tuple[float, ...]] = []
         self._decay = decay
-        names = () if decay is None else self._parameters
+        averaged = {} if decay is None else self._parameters
         self._squares = {
-            group: {n: torch.zeros_like(self._parameters[n], dtype=torch.float32) for n in names}
+            group: {n: torch.zeros_like(p, dtype=torch.float32) for n, p in averaged.items()}
             for group in self.masks
         }
-        self._handles = [
-            optimizer.register_step_pre_hook(self._clear_gradients),
-            optimizer.register_step_post_hook(self._clear_weights),
-        ]
+        self._handles: list[Any] = []
+        for each, names in zip(optimizers, stepped, strict=True):
+            before = functools.partial(self._before_step, names)
+            self._handles.append(each.register_step_pre_hook(before))
+            after = functools.partial(self._clear_weights, names)
+            self._handles.append(each.register_step_post_hook(after))
+        if decay is None:  # else they are averaged first, when those of all batches are added up
+            for name, parameter in self._parameters.items():
+                if parameter.requires_grad:
+                    clear = functools.partial(self._clear_made, name)
+                    self._handles.append(parameter.register_post_accumulate_grad_hook(clear))
         self._kept: dict[str, Tensor] = {}
         self._show()
+
+    def _names_in(self, optimizer: torch.optim.Optimizer) -> list[str]:
+        """Return the masked weights that an optimizer trains."""
+        held = {id(item) for group in optimizer.param_groups for item in group["params"]}
+        return [name for name, parameter in self._parameters.items() if id(parameter) in held]
+
+    def _check_trained(self, stepped: list[list[str]]) -> None:
+        """Raise ConfigError if a masked weight is trained by none of the optimizers."""
+        found = {name for own in stepped for name in own}
+        for name, parameter in self._parameters.items():
+            if parameter.requires_grad and name not in found:
+                msg = f"{name} is masked, but no given optimizer trains it: give all, or freeze it"
+                raise ConfigError(msg)
 
     @property
     def mask(self) -> WeightMask:
@@ -181,7 +208,7 @@ class MaskedWeights:
         shown = {name: p.detach().clone() for name, p in self._parameters.items()}
         if self._values is None:
             return shown
-        return {n: torch.where(self._kept[n], shown[n], self._values[n]) for n in shown}
+        return {n: torch.where(self._kept[n].bool(), shown[n], self._values[n]) for n in shown}
 
     def rms(self, group: str) -> dict[str, Tensor]:
         """Return the root of the mean squared gradient of each weight on batches of a group."""
@@ -194,9 +221,8 @@ class MaskedWeights:
         """
         for handle in self._handles:
             handle.remove()
-        if len(self.masks) > 1:
-            self._hide()
-            self._show(GroupedMask.of(self.masks))
+        self._hide()
+        self._show(GroupedMask.of(self.masks))
         return self.masks
 
     def tensors(self) -> dict[str, Tensor]:
@@ -239,14 +265,15 @@ class MaskedWeights:
         return torch.empty_like(self._parameters[name], dtype=value.dtype).copy_(value)
 
     def _mark(self, mask: WeightMask) -> None:
-        """Note what a mask keeps, laid out as the weights are."""
-        self._kept = {name: self._like(name, bits) for name, bits in mask.keep.items()}
+        """Note what a mask keeps, laid out as the weights are: all bits of an int8 set, or none."""
+        kept = {name: self._like(name, bits) for name, bits in mask.keep.items()}
+        self._kept = {name: bits.view(torch.int8).neg_() for name, bits in kept.items()}
 
     @torch.no_grad()
     def _hide(self) -> None:
         """Take the weights of the mask in use over into those that wait, if any do."""
         for name, waiting in (self._values or {}).items():
-            waiting.copy_(torch.where(self._kept[name], self._parameters[name], waiting))
+            waiting.copy_(torch.where(self._kept[name].bool(), self._parameters[name], waiting))
 
     @torch.no_grad()
     def _show(self, mask: WeightMask | None = None) -> None:
@@ -255,22 +282,54 @@ class MaskedWeights:
         for name, parameter in self._parameters.items():
             if self._values is not None:
                 parameter.copy_(self._values[name])
-            parameter.masked_fill_(~self._kept[name], 0.0)
+            self._clear(name, parameter)
+
+    def _clear(self, name: str, tensor: Tensor) -> None:
+        """Write zeros where the mask in use keeps nothing, over what is infinite too."""
+        whole = SAME_SIZE.get(tensor.element_size())
+        if whole is None or tensor.is_sparse:  # complex128, or the gradient of some embeddings
+            tensor.mul_(self._kept[name].bool())
+        else:  # three times as fast as a product, twelve times as masked_fill_
+            tensor.detach().view(whole).bitwise_and_(self._kept[name])
+
+    def _clear_made(self, name: str, parameter: Tensor) -> None:
+        """Clear a gradient that backward has just made."""
+        assert parameter.grad is not None  # accumulated
+        self._clear(name, parameter.grad)
+
+    def _before_step(
+        self, names: list[str], optimizer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        """Clear gradients before a step, or after its closure has made them."""
+        closure = args[1] if len(args) > 1 else kwargs.get("closure")
+        if closure is None:
+            self._clear_gradients(names, optimizer)
+            return None
+
+        def clearing() -> Any:
+            loss = closure()
+            self._clear_gradients(names, optimizer)
+            return loss
+
+        return (args[0], clearing, *args[2:]), {k: v for k, v in kwargs.items() if k != "closure"}
 
     @torch.no_grad()
-    def _clear_gradients(self, *_: Any) -> None:
-        squares = self._squares[self.group]
-        for name, parameter in self._parameters.items():
-            if parameter.grad is None:
+    def _clear_gradients(self, names: list[str], optimizer: Any) -> None:
+        """Average the squares of gradients, if that is asked for, and clear them."""
+        for name in names:
+            gradient = self._parameters[name].grad
+            if gradient is None:
                 continue
             if self._decay is not None:
-                squares[name].lerp_(parameter.grad.float().square(), 1.0 - self._decay)
-            parameter.grad.mul_(self._kept[name])  # four times as fast as masked_fill_
+                average = self._squares[self.group][name]
+                average.lerp_(gradient.float().square(), 1.0 - self._decay)
+            self._clear(name, gradient)
 
     @torch.no_grad()
-    def _clear_weights(self, *_: Any) -> None:
-        for name, parameter in self._parameters.items():
-            parameter.mul_(self._kept[name]).add_(0.0)  # no zero is negative
+    def _clear_weights(self, names: list[str], *_: Any) -> None:
+        """Clear what a step has moved."""
+        for name in names:
+            self._clear(name, self._parameters[name])
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

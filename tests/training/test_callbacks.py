@@ -143,6 +143,54 @@ def test_lightning_follows_a_schedule() -> None:
     assert sparsity_of(model, callback.masked.mask) == pytest.approx(0.5, abs=1e-3)
 
 
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # Lightning asks torch for what is deprecated
+def test_lightning_chooses_the_masks_of_a_loop_of_ones_own() -> None:
+    library = pytest.importorskip("pytorch_lightning")
+    plan = MaskPlan(schedule=Cubic(0.6, end=8), emphasis=0.1, reselect=True)
+    generator = torch.Generator().manual_seed(0)
+    batches = [
+        (torch.randn(8, 6, generator=generator), torch.randint(3, (8,), generator=generator))
+        for _ in range(10)
+    ]
+
+    class Module(library.LightningModule):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.body = nn.Sequential(nn.Linear(6, 32), nn.ReLU(), nn.Linear(32, 3))
+
+        def training_step(self, batch: Any, _: int) -> Any:
+            return F.cross_entropy(self.body(batch[0]), batch[1])
+
+        def configure_optimizers(self) -> Any:
+            return torch.optim.AdamW(self.parameters(), lr=0.01)
+
+    callback, trained = lightning_callback(plan), Module()
+    library.Trainer(
+        max_epochs=1,
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        callbacks=[callback],
+    ).fit(trained, torch.utils.data.DataLoader(batches, batch_size=None))
+
+    own, loop = Module(), LoopMasks(plan)
+    optimizer = own.configure_optimizers()
+    loop.attach(own, optimizer)
+    for step, batch in enumerate(batches):
+        loop.begin(step)
+        optimizer.zero_grad()
+        own.training_step(batch, step).backward()
+        optimizer.step()
+    loop.finish()
+    assert loop.masked is not None
+    assert callback.masked.mask == loop.masked.mask
+    assert loop.masked.mask.sparsity > 0.5
+    assert all(map(torch.equal, trained.parameters(), own.parameters()))
+
+
 @pytest.mark.parametrize("given", [False, True])
 def test_zeros_hold_in_a_training_that_goes_on(given: bool) -> None:
     torch.manual_seed(0)
