@@ -6,6 +6,8 @@ The names below are loaded when they are first used, so that ``import prunegraph
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from prunegraph.core.renamed import warn_renamed
+
 if TYPE_CHECKING:
     from prunegraph import methods, tasks
     from prunegraph.artefacts.export import export
@@ -115,10 +117,19 @@ _HOMES = {
     "prunegraph.training.slimmable": ("Subnets",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+_RENAMED = {
+    "Compensation": "Reconstruction",
+    "KeepMask": "ChannelMask",
+    "SequentialCompensation": "LayerwiseReconstruction",
+}
+"""Old name -> the name of today."""
 
 
 def __getattr__(name: str) -> Any:
     """Load a public name from the package that defines it (PEP 562)."""
+    if name in _RENAMED:
+        warn_renamed(f"prunegraph.{name}", _RENAMED[name])
+        name = _RENAMED[name]
     if name not in _HOME_OF:
         msg = f"module 'prunegraph' has no attribute {name!r}"
         raise AttributeError(msg)

@@ -18,6 +18,7 @@ from torch import Tensor
 from prunegraph.core.budget import Budget, Cost
 from prunegraph.core.errors import MaskError, ModelError
 from prunegraph.core.masks import BoolArray, ChannelMask, Float64Array, FloatArray, IntArray
+from prunegraph.core.renamed import Renamed
 from prunegraph.graph.branches import Leaving
 from prunegraph.graph.costs.macs import MACS, CostFunction, CostModel
 from prunegraph.graph.costs.memory import MemoryModel
@@ -42,6 +43,8 @@ class Group:
     members: tuple[str, ...]
     frozen: str | None
     min_keep: int = 1
+
+    classes = Renamed("units")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,6 +86,9 @@ class OpNode:
     depth: int
     out_axis: int = 0
     computed: bool = False
+
+    in_classes = Renamed("in_units")
+    out_classes = Renamed("out_units")
 
     @property
     def read_units(self) -> IntArray:
@@ -200,6 +206,10 @@ class StructureGraph:
     numbered: tuple[tuple[str, tuple[str, ...]], ...] = ()
     not_run: tuple[str, ...] = ()
     proof: Literal["own weights", "drawn weights", "none"] = "none"
+
+    channels_per_class = Renamed("channels_per_unit")
+    num_classes = Renamed("num_units")
+    param_classes = Renamed("param_units")
 
     @cached_property
     def dense_cost(self) -> Cost:
