@@ -9,6 +9,11 @@ def one_line(error: BaseException, most: int | None = None) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())[:most]}"
 
 
+def is_panic(error: BaseException) -> bool:
+    """Tell a panic of Rust code, which pyo3 raises as no ``Exception``."""
+    return type(error).__name__ == "PanicException"
+
+
 def first_line(error: BaseException) -> str:
     """Return the first line of an error's message, or what it is if it has none."""
     return next(iter(str(error).strip().splitlines()), repr(error))

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from prunegraph.core.errors import ArtefactError
+from prunegraph.core.errors import ArtefactError, PruneGraphError
 
 MAX_JSON_BYTES = 16 * 1024**2
 """The largest that we write is a hundredth of it; what it can hold takes 400 MB at most."""
@@ -51,32 +51,34 @@ def read_text(path: Path, limit: int = MAX_JSON_BYTES) -> str:
         raise ArtefactError(msg) from error
 
 
-def read_bytes(path: Path, limit: int) -> bytes:
+def read_bytes(path: Path, limit: int, kind: type[PruneGraphError] = ArtefactError) -> bytes:
     """Return what a file of at most ``limit`` bytes holds.
 
     Raises:
-        ArtefactError: it is missing, no regular file, or too large.
+        ArtefactError: or an error of ``kind``; it is missing, no regular file, or too large.
     """
-    check_file(path)
+    check_file(path, kind)
     try:
         with path.open("rb") as stream:
             content = stream.read(limit + 1)
     except OSError as error:
         msg = f"cannot read {path}: {error.strerror or error}"
-        raise ArtefactError(msg) from error
+        raise kind(msg) from error
     if len(content) > limit:
         msg = f"{path} is larger than {limit:,} bytes, which no file of its kind is: replace it"
-        raise ArtefactError(msg)
+        raise kind(msg)
     return content
 
 
-def check_file(path: Path) -> None:
-    """Raise ArtefactError for what is no regular file: a pipe or a device would never end."""
+def check_file(path: Path, kind: type[PruneGraphError] = ArtefactError) -> None:
+    """Raise an error for what is no regular file: a pipe or a device would never end."""
     if not path.is_file():
         msg = f"there is no file {path}: check the path"
         if path.is_dir():
             msg = f"{path} is a folder: name a file in it"
-        raise ArtefactError(msg)
+        elif path.exists():
+            msg = f"{path} is a pipe or a device: give a file"
+        raise kind(msg)
 
 
 def parse_json(text: str, path: Path) -> Any:

@@ -3,7 +3,6 @@
 import csv
 import io
 import zipfile
-import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from torch import Tensor
 
 from prunegraph.core.errors import DataError, one_line
 from prunegraph.core.extras import library
+from prunegraph.core.reading import check_file, read_bytes
 from prunegraph.data.speech import (
     Alphabet,
     Clips,
@@ -38,6 +38,16 @@ BANDS = 80
 
 SHORTEST, LONGEST = 0.025, 30.0
 """Seconds of a clip; a frame sees as much as the shortest."""
+
+MAX_TABLE_BYTES, MOST_ROWS, MOST_LETTERS = 2**26, 500_000, 255
+"""Of the table: its bytes, its rows, and the letters of a field but ``text``."""
+
+MAX_CLIP_BYTES, MOST_CHANNELS = 2**25, 8
+"""Of a clip: its file's bytes, and its channels; the longest one as float64 fits."""
+
+LEAST_BYTES, SPARE_SECONDS = 500, 600.0
+"""Speech takes at least so many bytes a second, and a zip that packs more sound is a trap; a few
+minutes of silence are none."""
 
 STRINGS = {"train": 1200, "val": 150, "test": 250}
 """Utterances of each language, where they are of several words."""
@@ -103,22 +113,50 @@ def read_recordings(
 
 def _read_table(folder: Path) -> list[dict[str, str]]:
     path = folder / TABLE
+    content = read_bytes(path, MAX_TABLE_BYTES, DataError)
     try:
-        with path.open(encoding="utf-8", newline="") as file:
-            reader = csv.DictReader(file)
-            rows = [dict(row) for row in reader]
-            missing = [name for name in COLUMNS if name not in (reader.fieldnames or ())]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        msg = f"{path} cannot be read ({one_line(error, 100)}): give the folder that holds it"
+        reader = csv.DictReader(io.StringIO(content.decode("utf-8-sig"), newline=""))
+        missing = [name for name in COLUMNS if name not in (reader.fieldnames or ())]
+        if missing:
+            msg = f"{path} lacks the column {missing[0]}"
+            raise DataError(msg)
+        rows: list[dict[str, str]] = []
+        for row in reader:
+            rows.append(_checked_row(row, f"{path}, line {reader.line_num}"))
+            if len(rows) > MOST_ROWS:
+                msg = f"{path} has more than {MOST_ROWS:,} rows: give a part of them"
+                raise DataError(msg)
+    except (UnicodeDecodeError, csv.Error) as error:
+        msg = f"{path} cannot be read ({one_line(error, 100)}): copy it again"
         raise DataError(msg) from error
-    if missing or not rows:
-        msg = f"{path} lacks {'the column ' + missing[0] if missing else 'rows'}"
-        raise DataError(msg)
-    odd = next((row for row in rows if row["split"] not in SPLITS), None)
-    if odd is not None:
-        msg = f"{path}: {odd['file']} is of split {odd['split']!r}, none of {', '.join(SPLITS)}"
+    if not rows:
+        msg = f"{path} lacks rows"
         raise DataError(msg)
     return rows
+
+
+def _checked_row(row: dict[Any, Any], where: str) -> dict[str, str]:
+    """Return a row if nothing is wrong with it."""
+    if why := _wrong(row):
+        msg = f"{where}: {why}: repair the line"
+        raise DataError(msg)
+    return row
+
+
+def _wrong(row: dict[Any, Any]) -> str | None:
+    """Say which field of a row is missing, cannot be shown, or is of no use."""
+    if None in row:
+        return "it has more fields than line 1"
+    for name in COLUMNS:
+        if row[name] is None:
+            return f"it has no {name}"
+        if len(row[name]) > MOST_LETTERS or not row[name].isprintable():
+            return f"its {name} is no printable text of at most {MOST_LETTERS} letters"
+    if not row["language"].strip(" .") or set(row["language"]) & set("/\\:"):
+        return f"{row['language']!r} is no name of a language"
+    if row["split"] not in SPLITS:
+        return f"{row['file']} is of split {row['split']!r}, none of {', '.join(SPLITS)}"
+    return None
 
 
 def _text(row: dict[str, str], folder: Path) -> str:
@@ -126,46 +164,83 @@ def _text(row: dict[str, str], folder: Path) -> str:
     if row.get("text"):
         return row["text"]
     words = DIGITS.get(row["language"], "").split()
-    if not (row["digit"].isdecimal() and int(row["digit"]) < len(words)):
+    digit = row["digit"]
+    if not (digit.isdecimal() and len(digit) < 4 and int(digit) < len(words)):
         msg = (
-            f"{folder / TABLE}: {row['file']} says {row['digit']!r} in {row['language']!r}, which "
+            f"{folder / TABLE}: {row['file']} says {digit!r} in {row['language']!r}, which "
             "has no written form: add a column text"
         )
         raise DataError(msg)
-    return words[int(row["digit"])]
+    return words[int(digit)]
 
 
 def _read_clips(path: Path, files: Sequence[str]) -> list[Tensor]:
     """Return the features of the clips of a zip, float16 ``[frames, BANDS]``.
 
     Raises:
-        DataError: the zip or a clip is missing or damaged.
+        DataError: the zip or a clip is missing or damaged, or unpacks to more than speech does.
     """
     reader, extract = library("recordings need", "soundfile", "speech"), _features()
+    check_file(path, DataError)
+    left = path.stat().st_size / LEAST_BYTES + SPARE_SECONDS
+    clips = []
     try:
         with zipfile.ZipFile(path) as archive:
-            return [extract(_read_clip(reader, archive, name, path)) for name in files]
-    except (OSError, zipfile.BadZipFile) as error:
+            for name in files:
+                wave = _read_clip(reader, archive, name, path)
+                left -= len(wave) / RATE
+                if left < 0.0:
+                    msg = f"{path} holds more sound than speech of its size does: copy it again"
+                    raise DataError(msg)
+                clips.append(extract(wave))
+    except DataError:
+        raise
+    except Exception as error:  # on headers that lie, zipfile raises about anything
         msg = f"{path} cannot be read ({one_line(error, 100)}): copy it again"
         raise DataError(msg) from error
+    return clips
 
 
 def _read_clip(reader: Any, archive: zipfile.ZipFile, name: str, path: Path) -> Any:
+    """Return the samples of a clip, which is measured before it is unpacked and decoded."""
+    where = f"{path}: {name}"
     try:
-        wave, rate = reader.read(io.BytesIO(archive.read(name)), dtype="float32", always_2d=True)
-    except (KeyError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
+        content = _unpacked(archive, name, where)
+        with reader.SoundFile(io.BytesIO(content)) as sound:
+            rate, channels = sound.samplerate, sound.channels
+            most = int(LONGEST * RATE) + 1 if rate == RATE and channels <= MOST_CHANNELS else 0
+            wave = sound.read(min(sound.frames, most), dtype="float32", always_2d=True)
+    except DataError:
+        raise
+    except Exception as error:  # of zipfile, zlib or soundfile
         why = "missing" if isinstance(error, KeyError) else "damaged, or no format of soundfile"
         found = f"{path} holds no clip {name} that can be read ({why})"
         msg = f"{found}: copy it again, or drop its row"
         raise DataError(msg) from error
     if rate != RATE:
-        msg = f"{path}: {name} has {rate} samples a second, {RATE} are needed: resample it"
+        msg = f"{where} has {rate} samples a second, {RATE} are needed: resample it"
+        raise DataError(msg)
+    if channels > MOST_CHANNELS:
+        msg = f"{where} has {channels} channels, more than {MOST_CHANNELS}: mix them"
         raise DataError(msg)
     if not SHORTEST <= len(wave) / RATE <= LONGEST or not np.isfinite(wave).all():
         limits = f"shorter than {SHORTEST:g} s, longer than {LONGEST:g} s"
-        msg = f"{path}: {name} is {limits}, or holds NaN: leave it out"
+        msg = f"{where} is {limits}, or holds NaN: leave it out"
         raise DataError(msg)
     return wave.mean(1)
+
+
+def _unpacked(archive: zipfile.ZipFile, name: str, where: str) -> bytes:
+    """Return the bytes of a file in a zip, of which no more are unpacked than a clip has."""
+    member = archive.getinfo(name)
+    if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        msg = f"{where} is packed by another method than deflate: pack it anew"
+        raise DataError(msg)
+    if member.file_size > MAX_CLIP_BYTES:
+        msg = f"{where} unpacks to {member.file_size:,} bytes, more than a clip has: leave it out"
+        raise DataError(msg)
+    with archive.open(member) as stream:
+        return stream.read(MAX_CLIP_BYTES)  # a number: else zipfile unpacks up to a gigabyte
 
 
 def _features() -> Any:

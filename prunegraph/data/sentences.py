@@ -15,7 +15,7 @@ from torch import Tensor
 
 from prunegraph.core.errors import DataError
 from prunegraph.core.splits import Batch, HashedSource, SearchSplit, TestSplit, TrainSplit
-from prunegraph.data.text import read_text
+from prunegraph.data.text import read_text, tokenizing
 
 SUFFIXES = (".tsv", ".tsv.gz")
 
@@ -86,11 +86,10 @@ def read_table(path: Path | str) -> SentenceTable:
         if len(row) != len(header):
             msg = f"{path}, line {number}: {len(row)} fields, not {len(header)}: repair the line"
             raise DataError(msg)
-    splits = [row[0] for row in fields]
-    found = {
-        name: torch.tensor([place for place, other in enumerate(splits) if other == name])
-        for name in dict.fromkeys(splits)
-    }
+    places: dict[str, list[int]] = {}
+    for place, row in enumerate(fields):
+        places.setdefault(row[0], []).append(place)
+    found = {name: torch.tensor(own) for name, own in places.items()}
     if len(found.get("train", ())) < 2:
         msg = f"{path} has fewer than two rows of split train: give a table to train on"
         raise DataError(msg)
@@ -147,7 +146,8 @@ class EncodedSentences(HashedSource):
 
     def __init__(self, table: SentenceTable, tokenizer: Any, window: int) -> None:
         columns = [list(column) for column in zip(*table.rows, strict=True)]
-        encoded = tokenizer(*columns, truncation=True, max_length=window, verbose=False)
+        with tokenizing():
+            encoded = tokenizer(*columns, truncation=True, max_length=window, verbose=False)
         self.labels = table.labels
         self.fields: dict[str, list[Tensor]] = {
             name: [torch.tensor(row) for row in rows] for name, rows in encoded.items()
@@ -197,7 +197,8 @@ def cut(
         msg = f"{test!r} is nothing to report on, masks are chosen on it: give {' or '.join(TESTS)}"
         raise DataError(msg)
     if test is not None and test not in table.splits:
-        msg = f"{table.name} has no rows of split {test}; it has {', '.join(table.splits)}"
+        known = ", ".join(ascii(name)[1:-1] for name in [*table.splits][:5])
+        msg = f"{table.name} has no rows of split {test}; it has {known[:200]}"
         raise DataError(msg)
     name = test or next((each for each in TESTS if each in table.splits), None)
     train, search = table.splits["train"], table.splits.get("search")

@@ -274,7 +274,7 @@ def chosen_languages(known: Sequence[str], asked: Sequence[str] | None, where: s
     """
     odd = [name for name in asked or () if name not in known]
     if odd:
-        msg = f"{where} has no language {odd[0]!r}; it has: {', '.join(known)}"
+        msg = f"{where} has no language {odd[0]!r}; it has: {', '.join(known[:20])}"
         raise DataError(msg)
     return [name for name in known if not asked or name in asked]
 

@@ -1,9 +1,11 @@
 """Texts as windows of tokens: read from files, encoded by a tokenizer, cut into typed splits."""
 
+import codecs
 import gzip
 import hashlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +13,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from prunegraph.core.errors import DataError, first_line, one_line
+from prunegraph.core.errors import DataError, first_line, is_panic, one_line
+from prunegraph.core.reading import check_file
 from prunegraph.core.splits import Batch, HashedSource, SearchSplit, TrainSplit
 
 TEXT_SUFFIXES = (".txt", ".md", ".text", ".txt.gz", ".md.gz", ".text.gz")
 """Files of a folder that are read."""
 
 MAX_TEXT_BYTES = 2**30
-"""Of one file, unpacked: about 250 million tokens."""
+"""Of a file or all files of a folder, unpacked: about 250 million tokens."""
+
+MOST_TOKENS = 2**28
+"""Of an array: as many as a text of that size has."""
 
 DATASETS_PREFIX = "datasets:"
 """Before the name of a data set of the ``datasets`` library: ``datasets:NAME[:CONFIG[:SPLIT]]``."""
@@ -171,6 +177,22 @@ def read_tokens(text: Text, encode: Encode | None, what: str) -> Tensor:
     return torch.tensor(encode(found), dtype=torch.int64)
 
 
+@contextmanager
+def tokenizing() -> Iterator[None]:
+    """Tell in one error what a tokenizer raises; a panic of its Rust code is no ``Exception``.
+
+    Raises:
+        DataError: it fails on a text.
+    """
+    try:
+        yield
+    except BaseException as error:
+        if not (isinstance(error, Exception) or is_panic(error)):
+            raise
+        msg = f"the tokenizer fails on a text ({one_line(error, 120)}): copy its files again"
+        raise DataError(msg) from error
+
+
 def read_text(text: Any, what: str = "the text") -> str:
     """Return what a file, the files of a folder, a data set or a list of documents holds.
 
@@ -206,35 +228,42 @@ def _read_path(path: Path, what: str) -> str:
         if not files:
             msg = f"{path} holds no texts ({' '.join(TEXT_SUFFIXES)}): give a folder that does"
             raise DataError(msg)
-        return BETWEEN.join(_read_file(item) for item in files)
-    if not path.is_file():
+        parts, left = [], MAX_TEXT_BYTES
+        for item in files:
+            part, size = _read_file(item, left)
+            parts.append(part)
+            left -= size
+        return BETWEEN.join(parts)
+    if not path.exists():
         msg = (
             f"{what}: there is no file or folder {path}: check the path, or write "
             f"{DATASETS_PREFIX}NAME for a data set"
         )
         raise DataError(msg)
-    return _read_file(path)
+    return _read_file(path, MAX_TEXT_BYTES)[0]
 
 
-def _read_file(path: Path) -> str:
-    """Return the text of one file.
+def _read_file(path: Path, left: int) -> tuple[str, int]:
+    """Return the text of one file and its bytes, of which there are ``left`` at most.
 
     Raises:
-        DataError: it is empty, too large, damaged, or no UTF-8 text.
+        DataError: it is no regular file, empty, too large, damaged, or no UTF-8 text.
     """
+    check_file(path, DataError)
     try:
         with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as stream:
-            content = stream.read(MAX_TEXT_BYTES + 1)
+            content = stream.read(left + 1)
     except (OSError, EOFError) as error:
         msg = f"{path} cannot be read ({first_line(error)}): fetch it again"
         raise DataError(msg) from error
     except Exception as error:  # zlib raises an error of its own
         msg = f"{path} is damaged ({one_line(error)}): fetch it again"
         raise DataError(msg) from error
-    if len(content) > MAX_TEXT_BYTES:
-        msg = f"{path} holds more than {MAX_TEXT_BYTES:,} bytes: give a part of it"
+    if len(content) > left:
+        what = str(path) if left == MAX_TEXT_BYTES else f"{path.parent} with {path.name}"
+        msg = f"{what} holds more than {MAX_TEXT_BYTES:,} bytes: give a part of it"
         raise DataError(msg)
-    if not content.strip():
+    if not content.removeprefix(codecs.BOM_UTF8).strip():
         msg = f"{path} is empty: give a file that holds text"
         raise DataError(msg)
     place = content.find(b"\0")
@@ -242,18 +271,23 @@ def _read_file(path: Path) -> str:
         msg = f"{path} is no text (byte {place:,} is zero): give a UTF-8 text file"
         raise DataError(msg)
     try:
-        return content.decode("utf-8-sig")
+        return content.decode("utf-8-sig"), len(content)
     except UnicodeDecodeError as error:
         msg = f"{path} is no UTF-8 text (byte {error.start:,}): save it as UTF-8"
         raise DataError(msg) from error
 
 
 def _read_array(path: Path) -> np.ndarray[Any, Any]:
+    check_file(path, DataError)
     try:
-        array = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        msg = f"{path} cannot be read as an array of tokens ({first_line(error)}): make it anew"
+        array = np.lib.format.open_memmap(path, mode="r")  # what the file lacks takes no memory
+    except Exception as error:  # on headers that lie, numpy raises about anything
+        why = " ".join(first_line(error).split())[:100]
+        msg = f"{path} cannot be read as an array of tokens ({why}): make it anew"
         raise DataError(msg) from error
+    if array.size > MOST_TOKENS:
+        msg = f"{path} holds {array.size:,} tokens, more than {MOST_TOKENS:,}: give a part of them"
+        raise DataError(msg)
     return np.asarray(array)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from prunegraph.core.errors import ArtefactError, ConfigError, ModelError, one_line
+from prunegraph.core.errors import ArtefactError, ConfigError, ModelError, is_panic, one_line
 from prunegraph.core.extras import library
 from prunegraph.core.reading import MAX_IMAGE_SIZE, checked, read_json, read_text
 from prunegraph.core.seeding import seeded
@@ -297,7 +297,9 @@ def load_tokenizer(folder: Path | str) -> Any:
         )
     except (ModelError, ConfigError):
         raise
-    except Exception as error:  # transformers raises about anything
+    except BaseException as error:  # transformers raises about anything
+        if not (isinstance(error, Exception) or is_panic(error)):
+            raise
         msg = f"the tokenizer in {folder} cannot be loaded: {one_line(error, 300)}"
         raise ModelError(msg) from error
 

@@ -1,5 +1,6 @@
 """Pruned networks of transformers in folders that need no prunegraph."""
 
+import re
 import warnings
 from pathlib import Path
 from typing import Any
@@ -77,7 +78,7 @@ def save_pretrained(result: PruneResult, folder: Path | str, *, tokenizer: Any =
         save_masked(folder, model=model, mask=result.mask, info=info, pretrained=tokenizer)
     opened = OPENED.format(name=type(model).__name__)
     if reason is not None:
-        opened = REBUILT.format(reason=reason, shape=list(shape))
+        opened = REBUILT.format(reason=_plain(reason), shape=list(shape))
     write_bytes(folder / CARD, model_card(result, opened).encode())
 
 
@@ -85,6 +86,19 @@ def _shape(example_inputs: Any) -> tuple[int, ...]:
     """Return the shape of the first tensor that a forward takes."""
     first = next(leaf for leaf in tree_leaves(example_inputs) if isinstance(leaf, Tensor))
     return tuple(first.shape)
+
+
+def _plain(text: object) -> str:
+    """Return a text for Markdown that makes no line, tag, link or cell of its own."""
+    return re.sub(r"([\\`*\[\]<>|#!~&])", r"\\\1", " ".join(str(text).split()))
+
+
+def _code(text: object) -> str:
+    """Return a text as a span of code, between more backticks than it holds."""
+    words = " ".join(str(text).split())
+    fence = "`" * (max(map(len, re.findall("`+", words)), default=0) + 1)
+    space = " " if words[:1] == "`" or words[-1:] == "`" else ""
+    return f"{fence}{space}{words}{space}{fence}"
 
 
 def model_card(result: PruneResult, opened: str) -> str:
@@ -95,24 +109,24 @@ def model_card(result: PruneResult, opened: str) -> str:
         opened: how the folder is opened.
     """
     report = result.report
-    told = [f"| {' | '.join(row)} |" for row in compared(report)]
+    told = [f"| {' | '.join(map(_plain, row))} |" for row in compared(report)]
     budget = ", ".join(f"{name}={value}" for name, value in report["budget"].items())
     widths = sorted(set(report["pruned"].get("widths", {}).items()))
-    kept = "\n".join(f"- `{name}`: {width}" for name, width in widths)
+    kept = "\n".join(f"- {_code(name)}: {width}" for name, width in widths)
     return f"""---
 library_name: transformers
 tags:
 - pruned
 - prunegraph
 ---
-# {result.task.name}, pruned
+# {_plain(result.task.name)}, pruned
 
 | | dense | pruned | left |
 |---|--:|--:|--:|
 {chr(10).join(told)}
 
-Made by prunegraph: method `{report["method"]}`,
-`Budget({budget})`, {report["networks_evaluated"]} networks run on the way.
+Made by prunegraph: method {_code(report["method"])},
+{_code(f"Budget({budget})")}, {report["networks_evaluated"]} networks run on the way.
 The scores are those before any fine-tune.
 
 ## Opening it

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from prunegraph.core.errors import DataError
 from prunegraph.core.splits import SearchSplit, Split, TrainSplit
-from prunegraph.data.text import Encode, Text, TokenWindows, cut_search, read_tokens
+from prunegraph.data.text import Encode, Text, TokenWindows, cut_search, read_tokens, tokenizing
 from prunegraph.tasks.base import Kind, checked_split
 
 WINDOW = 1024
@@ -157,7 +157,8 @@ def encoder(tokenizer: Any) -> Encode | None:
         return tokenizer  # type: ignore[no-any-return]  # callable() narrows Any to a bare callable
 
     def encode(text: str) -> Sequence[int]:
-        tokens: Sequence[int] = tokenizer(text, verbose=False)["input_ids"]
+        with tokenizing():
+            tokens: Sequence[int] = tokenizer(text, verbose=False)["input_ids"]
         return tokens
 
     return encode

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from prunegraph.core.errors import ModelError
 from prunegraph.core.splits import Batch
 from prunegraph.data.speech import SpeechData
-from prunegraph.data.text import IGNORED
+from prunegraph.data.text import IGNORED, tokenizing
 from prunegraph.graph import unwrap
 from prunegraph.models.pretrained import load_pretrained, load_tokenizer
 from prunegraph.tasks.speech_recognition import SpeechRecognition, load_speech_data
@@ -86,10 +86,11 @@ class WhisperRecognition(SpeechRecognition):
     def labels(self, language: str, texts: Sequence[str]) -> tuple[Tensor, Tensor, Tensor]:
         """Return what the decoder reads ``[b, u]``, should say ``[b, u]``, and lengths ``[b]``."""
         prompt, end = self.prompts[language], _config(self.model).eos_token_id
-        rows = [
-            [*prompt, *self.tokenizer(text, add_special_tokens=False)["input_ids"], end]
-            for text in texts
-        ]
+        with tokenizing():
+            rows = [
+                [*prompt, *self.tokenizer(text, add_special_tokens=False)["input_ids"], end]
+                for text in texts
+            ]
         lengths = torch.tensor([len(row) - 1 for row in rows])
         longest = int(lengths.max())
         read = torch.tensor([row[:-1] + [end] * (longest + 1 - len(row)) for row in rows])
@@ -150,7 +151,8 @@ class WhisperRecognition(SpeechRecognition):
             if bool(ended.all()):
                 break
         rows = [[token for token in row[first:] if token != end] for row in read.tolist()]
-        texts = [str(self.tokenizer.decode(row, skip_special_tokens=True)) for row in rows]
+        with tokenizing():
+            texts = [str(self.tokenizer.decode(row, skip_special_tokens=True)) for row in rows]
         return [" ".join(text.split()) for text in texts]
 
     @cached_property
@@ -158,7 +160,8 @@ class WhisperRecognition(SpeechRecognition):
         """Tokens of the longest train text, and a few more."""
         source: Any = self.train.source
         texts = set(map(source.clips.text, source.parts))
-        ids = self.tokenizer(sorted(texts), add_special_tokens=False)["input_ids"]
+        with tokenizing():
+            ids = self.tokenizer(sorted(texts), add_special_tokens=False)["input_ids"]
         return max(map(len, ids)) + 2
 
 

@@ -76,7 +76,10 @@ def test_options_that_do_not_fit_give_one_line(
         (["prune", "pathways", *rest], "needs batches that know their language"),
         (["prune", "magnitude", "--languages", "up", *rest], "--languages is of --task speech"),
         (["prune", "pathways", *DATA, "de", *rest], "no language 'de'; it has: right, left"),
-        (["prune", "pathways", *DATA, "--data-dir", str(tmp_path), *rest], "digits.csv cannot be"),
+        (
+            ["prune", "pathways", *DATA, "--data-dir", str(tmp_path), *rest],
+            "digits.csv: check the path",
+        ),
     ):
         assert main(words) == 2
         assert message in capsys.readouterr().err
