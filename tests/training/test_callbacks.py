@@ -41,7 +41,9 @@ def llama() -> Any:
     return transformers.LlamaForCausalLM(config)
 
 
-def train_llama(model: nn.Module, folder: Path, callback: Any) -> None:
+def train_llama(
+    model: nn.Module, folder: Path, callback: Any, resume: Path | None = None, **more: Any
+) -> None:
     transformers = pytest.importorskip("transformers")
     pytest.importorskip("accelerate")
     generator = torch.Generator().manual_seed(0)
@@ -54,14 +56,14 @@ def train_llama(model: nn.Module, folder: Path, callback: Any) -> None:
         weight_decay=0.1,
         logging_steps=1,
         report_to=[],
-        save_strategy="no",
         use_cpu=True,
         disable_tqdm=True,
+        **({"save_strategy": "no"} | more),
     )
     rows = [{"input_ids": row, "labels": row} for row in tokens]
     transformers.Trainer(
         model=model, args=arguments, train_dataset=rows, callbacks=[callback]
-    ).train()
+    ).train(resume_from_checkpoint=None if resume is None else str(resume))
 
 
 def test_zeros_of_a_mask_stay_zero_in_the_trainer(tmp_path: Path) -> None:
@@ -101,6 +103,54 @@ def test_the_network_is_free_after_the_training(tmp_path: Path) -> None:
     weight.grad = torch.ones_like(weight)
     optimizer.step()
     assert weight[~keep].all()
+
+
+GOING_ON = {
+    "emphasis": {"emphasis": 0.5},
+    "reselect": {"reselect": True, "emphasis": 0.5},
+    "sizes": {},
+}
+"""Plans whose masks a checkpoint has to hold, but for the last."""
+
+
+@pytest.mark.parametrize("given", [False, True])
+@pytest.mark.parametrize("name", GOING_ON)
+def test_a_resumed_trainer_ends_with_the_same_weights(
+    name: str, given: bool, tmp_path: Path
+) -> None:
+    def plan() -> MaskPlan:
+        mask = None
+        if given:
+            sizes = dense_mask(llama()).parameters_of(llama())
+            mask = least_mask({n: p.detach().abs() for n, p in sizes.items()}, 0.2)
+        return MaskPlan(masks=mask, schedule=Cubic(0.7, end=6), **GOING_ON[name])
+
+    saving = {"save_strategy": "steps", "save_steps": 4}
+    whole, before = llama(), trainer_callback(plan())
+    train_llama(whole, tmp_path, before, **saving)
+    elsewhere = tmp_path / "checkpoint-4"
+    elsewhere = elsewhere.rename(tmp_path / "copied")
+    resumed, after = llama(), trainer_callback(plan())
+    train_llama(resumed, tmp_path / "again", after, elsewhere)
+    assert after.masked.mask == before.masked.mask
+    assert after.masked.mask.sparsity == pytest.approx(0.7, abs=1e-3)
+    assert after.masked.history == before.masked.history
+    for (at, one), other in zip(whole.named_parameters(), resumed.parameters(), strict=True):
+        assert torch.equal(one, other), at
+    other_plan = MaskPlan(schedule=Cubic(0.7, end=6), emphasis=0.1)
+    with pytest.raises(ConfigError, match="masks in the checkpoint are of another plan"):
+        train_llama(llama(), tmp_path / "again", trainer_callback(other_plan), elsewhere)
+
+
+def test_a_checkpoint_without_masks_is_told(tmp_path: Path) -> None:
+    plan = MaskPlan(schedule=Cubic(0.7, end=6), emphasis=0.5)
+    callback = trainer_callback(plan)
+    saving = {"save_strategy": "steps", "save_steps": 4, "save_only_model": True}
+    train_llama(llama(), tmp_path, callback, **saving)
+    again = trainer_callback(plan)
+    with pytest.warns(UserWarning, match="the checkpoint holds no masks"):
+        train_llama(llama(), tmp_path / "again", again, tmp_path / "checkpoint-4")
+    assert again.masked.mask.sparsity == pytest.approx(0.7, abs=1e-3)
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")  # Lightning asks torch for what is deprecated
@@ -143,15 +193,8 @@ def test_lightning_follows_a_schedule() -> None:
     assert sparsity_of(model, callback.masked.mask) == pytest.approx(0.5, abs=1e-3)
 
 
-@pytest.mark.filterwarnings("ignore::FutureWarning")  # Lightning asks torch for what is deprecated
-def test_lightning_chooses_the_masks_of_a_loop_of_ones_own() -> None:
+def lightning_module() -> Any:
     library = pytest.importorskip("pytorch_lightning")
-    plan = MaskPlan(schedule=Cubic(0.6, end=8), emphasis=0.1, reselect=True)
-    generator = torch.Generator().manual_seed(0)
-    batches = [
-        (torch.randn(8, 6, generator=generator), torch.randint(3, (8,), generator=generator))
-        for _ in range(10)
-    ]
 
     class Module(library.LightningModule):  # type: ignore[misc]
         def __init__(self) -> None:
@@ -165,21 +208,44 @@ def test_lightning_chooses_the_masks_of_a_loop_of_ones_own() -> None:
         def configure_optimizers(self) -> Any:
             return torch.optim.AdamW(self.parameters(), lr=0.01)
 
-    callback, trained = lightning_callback(plan), Module()
+    return Module()
+
+
+def lightning_batches() -> list[tuple[torch.Tensor, torch.Tensor]]:
+    generator = torch.Generator().manual_seed(0)
+    return [
+        (torch.randn(8, 6, generator=generator), torch.randint(3, (8,), generator=generator))
+        for _ in range(10)
+    ]
+
+
+def fit(module: Any, callbacks: list[Any], epochs: int = 1, resume: Path | None = None) -> None:
+    library = pytest.importorskip("pytorch_lightning")
     library.Trainer(
-        max_epochs=1,
+        max_epochs=epochs,
         accelerator="cpu",
         logger=False,
-        enable_checkpointing=False,
+        enable_checkpointing=len(callbacks) > 1,
         enable_progress_bar=False,
         enable_model_summary=False,
-        callbacks=[callback],
-    ).fit(trained, torch.utils.data.DataLoader(batches, batch_size=None))
+        callbacks=callbacks,
+    ).fit(
+        module,
+        torch.utils.data.DataLoader(lightning_batches(), batch_size=None),
+        ckpt_path=None if resume is None else str(resume),
+    )
 
-    own, loop = Module(), LoopMasks(plan)
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # Lightning asks torch for what is deprecated
+def test_lightning_chooses_the_masks_of_a_loop_of_ones_own() -> None:
+    plan = MaskPlan(schedule=Cubic(0.6, end=8), emphasis=0.1, reselect=True)
+    callback, trained = lightning_callback(plan), lightning_module()
+    fit(trained, [callback])
+
+    own, loop = lightning_module(), LoopMasks(plan)
     optimizer = own.configure_optimizers()
     loop.attach(own, optimizer)
-    for step, batch in enumerate(batches):
+    for step, batch in enumerate(lightning_batches()):
         loop.begin(step)
         optimizer.zero_grad()
         own.training_step(batch, step).backward()
@@ -189,6 +255,22 @@ def test_lightning_chooses_the_masks_of_a_loop_of_ones_own() -> None:
     assert callback.masked.mask == loop.masked.mask
     assert loop.masked.mask.sparsity > 0.5
     assert all(map(torch.equal, trained.parameters(), own.parameters()))
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # Lightning asks torch for what is deprecated
+@pytest.mark.filterwarnings("ignore:Checkpoint directory")
+def test_a_resumed_lightning_ends_with_the_same_weights(tmp_path: Path) -> None:
+    library = pytest.importorskip("pytorch_lightning")
+    plan = MaskPlan(schedule=Cubic(0.6, end=16), emphasis=0.1, reselect=True)
+    whole, before = lightning_module(), lightning_callback(plan)
+    keeping = library.callbacks.ModelCheckpoint(tmp_path, "{epoch}", save_top_k=-1)
+    fit(whole, [before, keeping], epochs=2)
+    resumed, after = lightning_module(), lightning_callback(plan)
+    keeping = library.callbacks.ModelCheckpoint(tmp_path, "{epoch}", save_top_k=-1)
+    fit(resumed, [after, keeping], epochs=2, resume=tmp_path / "epoch=0.ckpt")
+    assert after.masked.mask == before.masked.mask
+    assert after.masked.history == before.masked.history
+    assert all(map(torch.equal, whole.parameters(), resumed.parameters()))
 
 
 @pytest.mark.parametrize("given", [False, True])
