@@ -12,6 +12,9 @@ from prunegraph.layerwise.sampling import LAYERS, TRANSPOSED
 
 EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
 
+MOST_LEFT = 0.05
+"""So much of a network may lie in other matrices without a word: small ones are everywhere."""
+
 
 @dataclass(frozen=True)
 class PrunableWeight:
@@ -73,14 +76,10 @@ def prunable_weights(model: nn.Module) -> dict[str, PrunableWeight]:
     Raises:
         ModelError: there are none, or one is computed from other parameters.
     """
-    modules = dict(model.named_modules())
-    seen = {id(each.weight) for each in modules.values() if isinstance(each, EMBEDDINGS)}
-    head = getattr(model, "get_output_embeddings", lambda: None)()  # of transformers
-    seen.add(id(getattr(head, "weight", None)))
-    seen |= _heads(model)
+    seen = _staying(model)
     found: dict[str, PrunableWeight] = {}
-    for path, module in modules.items():
-        if not (isinstance(module, LAYERS) or is_conv1d(module)):
+    for path, module in model.named_modules():
+        if not _is_layer(module):
             continue
         name = f"{path}.weight" if path else "weight"
         weight = module._parameters.get("weight")
@@ -101,6 +100,42 @@ def prunable_weights(model: nn.Module) -> dict[str, PrunableWeight]:
         msg = f"{type(model).__name__} has no linear layer or convolution whose weights can go"
         raise ModelError(msg)
     return found
+
+
+def few_reached(model: nn.Module) -> str | None:
+    """Say which share of a network ``prunable_weights`` are, if others of its weights could go.
+
+    Those are matrices that no linear layer or convolution holds: experts of one parameter, the
+    projections of ``nn.MultiheadAttention``, an LSTM. Embeddings and heads are none of them.
+    """
+    reached = sum(weight.size for weight in prunable_weights(model).values())
+    whole = sum(parameter.numel() for parameter in model.parameters())
+    known = _staying(model)
+    known |= {id(each._parameters.get("weight")) for each in model.modules() if _is_layer(each)}
+    left = {
+        name: parameter.numel()
+        for name, parameter in model.named_parameters()
+        if parameter.ndim > 1 and id(parameter) not in known
+    }
+    if sum(left.values()) <= MOST_LEFT * whole:
+        return None
+    most, others = max(left, key=left.__getitem__), len(left) - 1
+    more = f" and {others} other parameter{'s' * (others > 1)} stay" if others else " stays"
+    return (
+        "single weights are pruned in linear layers and convolutions alone, "
+        f"{100 * reached / whole:.1f} % of the network: {most}{more} whole"
+    )
+
+
+def _is_layer(module: nn.Module) -> bool:
+    return isinstance(module, LAYERS) or is_conv1d(module)
+
+
+def _staying(model: nn.Module) -> set[int]:
+    """Return the ids of weights of embeddings, and of what gives a network's logits."""
+    found = {id(each.weight) for each in model.modules() if isinstance(each, EMBEDDINGS)}
+    head = getattr(model, "get_output_embeddings", lambda: None)()  # of transformers
+    return {*found, id(getattr(head, "weight", None)), *_heads(model)}
 
 
 def _heads(model: nn.Module) -> set[int]:

@@ -198,7 +198,12 @@ def _what_stays(context: RunContext, chosen: Candidate) -> dict[str, Any]:
     if isinstance(chosen.mask, ChannelMask):
         return {"widths": context.target.graph.group_widths(chosen.mask)}
     bits = chosen.mask.load()
-    return {"sparsity": bits.sparsity, "pattern": str(bits.pattern), "densities": bits.densities}
+    return {
+        "sparsity": bits.sparsity,
+        "network_sparsity": bits.sparsity * bits.size / context.target.cost.params,
+        "pattern": str(bits.pattern),
+        "densities": bits.densities,
+    }
 
 
 def _finetuned_mean(rows: Sequence[MethodRow], digest: str) -> float | None:

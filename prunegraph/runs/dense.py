@@ -9,7 +9,9 @@ from prunegraph.core.console import Console
 from prunegraph.core.errors import ConfigError
 from prunegraph.core.tensors import parameter_digest
 from prunegraph.data.speech import PROXY
+from prunegraph.graph import unwrap
 from prunegraph.layerwise.room import too_few, widest
+from prunegraph.layerwise.weights import few_reached
 from prunegraph.models import load_weights, save_weights, weights_info
 from prunegraph.runs.context import RunContext
 from prunegraph.runs.folder import RunFolder
@@ -91,6 +93,8 @@ def _doubts(target: Target) -> Iterator[str]:
             f"{PROXY} is no speech: rows of digits, read in four directions, stand for languages; "
             "give recordings with --data-dir"
         )
+    if target.structure is None and (told := few_reached(unwrap(target.model))):
+        yield told
     if target.structure is not None and target.num_calibration is not None:
         windows = min(target.num_calibration, len(target.task.train))
         tokens = windows * num_tokens(target.task.example_inputs)

@@ -137,11 +137,16 @@ def _show_zeros(saved: MaskedNetwork, console: Console) -> dict[str, Any]:
         zeros[name] = int((parameter == 0).sum()) / parameter.numel()
         table.add_row(escape(name), f"{parameter.numel():,}", f"{100 * zeros[name]:.2f} %")
     console.table(table)
-    console.say(f"{100 * mask.sparsity:.2f} % of {mask.size:,} prunable weights are zero")
+    network = mask.sparsity * mask.size / sum(item.numel() for item in saved.model.parameters())
+    console.say(
+        f"{100 * mask.sparsity:.2f} % of {mask.size:,} prunable weights are zero, "
+        f"{100 * network:.2f} % of the network"
+    )
     return {
         "arch": saved.info.arch,
         "pattern": str(mask.pattern),
         "sparsity": mask.sparsity,
+        "network_sparsity": network,
         "mask_digest": mask.digest(),
         "zeros": zeros,
     }

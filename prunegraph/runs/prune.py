@@ -30,6 +30,7 @@ from prunegraph.layerwise.recalibrate import recalibrate_on
 from prunegraph.layerwise.reconstruct import Reconstruction, drawn_samples
 from prunegraph.layerwise.room import most_fitted
 from prunegraph.layerwise.sequential import LayerwiseReconstruction
+from prunegraph.layerwise.weights import few_reached
 from prunegraph.methods.context import Context
 from prunegraph.methods.criteria.registry import find_criterion, importance
 from prunegraph.methods.custom import as_method
@@ -320,6 +321,8 @@ def _prune_weights(method: Method, problem: Problem) -> PruneResult:
     """Return the network with zeros where a method of single weights keeps nothing."""
     task, budget = problem.task, problem.budget
     method.check(problem)
+    if told := few_reached(unwrap(task.model)):
+        warnings.warn(told, stacklevel=3)
     result = method.prune(problem)
     assert isinstance(result.mask, WeightMask)
     small = result.mask.apply(unwrap(task.model)) if result.model is None else result.model
@@ -331,8 +334,10 @@ def _prune_weights(method: Method, problem: Problem) -> PruneResult:
         "networks_evaluated": result.networks,
         **result.details,
     }
+    params = sum(parameter.numel() for parameter in small.parameters())
     report["pruned"] |= {
         "sparsity": result.mask.sparsity,
+        "network_sparsity": result.mask.sparsity * result.mask.size / params,
         "mask_digest": result.mask.digest(),
     }
     return PruneResult(model=small.eval(), mask=result.mask, graph=None, report=report, task=task)

@@ -66,6 +66,9 @@ class PruneResult:
 COSTS = {"multiply-adds": "macs", "parameters": "params", "bytes of activations": "peak_memory"}
 """Costs of a report in words, and their keys."""
 
+ZEROS = {"zeros, prunable weights": "sparsity", "zeros, whole network": "network_sparsity"}
+"""Shares of a report of single weights in words, and their keys."""
+
 
 def compared(report: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
     """Return the rows of the table: a word, dense, pruned, and which share is left."""
@@ -76,7 +79,8 @@ def compared(report: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
         if dense.get(key)
     ]
     if "sparsity" in pruned:
-        rows.append(("zeros", "", percent(pruned["sparsity"], 2), ""))
+        for words, key in ZEROS.items():
+            rows.append((words, "", percent(pruned[key], 2), ""))
     if times := report.get("latency_ms"):
         before, after = times["dense"], times["pruned"]
         rows.append(("ms a forward", f"{before:.3g}", f"{after:.3g}", percent(after / before)))

@@ -14,7 +14,7 @@ from prunegraph.cli.main import main
 from prunegraph.core.weight_mask import WeightMask
 from prunegraph.models.embedded_language import build_embedded, byte_tokenizer
 from prunegraph.models.pretrained import load_pretrained, load_tokenizer, save_pretrained_layout
-from support.language import tiny_llama
+from support.language import tiny_experts, tiny_llama
 
 METHOD = """
 from dataclasses import dataclass
@@ -154,6 +154,22 @@ def test_neurons_are_cut_and_fitted_compared_and_verified(
     chosen.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     assert main(["verify", str(one), "--threads", "1"]) == 2
     assert str(chosen) in capsys.readouterr().err
+
+
+def test_what_single_weights_reach_of_experts_is_told_once(
+    words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, out = tmp_path / "experts", tmp_path / "run"
+    save_pretrained_layout(tiny_experts("Mixtral"), byte_tokenizer(), folder)
+    command = ["compare", "--methods", "magnitude", "wanda", *words, "--weights", str(folder)]
+    assert main([*command, "--sparsity", "0.5", "--seeds", "1", "--out", str(out)]) == 0
+    told = capsys.readouterr().out
+    assert told.count("warning: single weights are pruned in linear layers") == 1
+    pruned = json.loads((out / "report.json").read_text())["pruned"]
+    assert pruned["sparsity"] == pytest.approx(0.5, abs=1e-3)
+    assert 0.02 < pruned["network_sparsity"] < 0.1
+    assert f"{100 * pruned['network_sparsity']:.2f} % of the network" in told
+    assert main(["verify", str(out), "--threads", "1"]) == 0
 
 
 def test_too_few_calibration_tokens_are_told(

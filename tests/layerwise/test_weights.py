@@ -6,7 +6,12 @@ from torch.nn.utils import parametrizations, prune
 from prunegraph.core.errors import MaskError, ModelError
 from prunegraph.core.pattern import Pattern
 from prunegraph.core.weight_mask import WeightMask
-from prunegraph.layerwise.weights import PrunableWeight, check_pattern, prunable_weights
+from prunegraph.layerwise.weights import (
+    PrunableWeight,
+    check_pattern,
+    few_reached,
+    prunable_weights,
+)
 
 
 class Conv1D(nn.Module):
@@ -55,6 +60,17 @@ def test_embeddings_norms_and_tied_weights_stay_or_come_once() -> None:
         "down.weight": PrunableWeight("down", (8, 16)),
     }
     assert [weight.num_inputs for weight in found.values()] == [8, 16]
+
+
+def test_only_layers_that_could_be_pruned_and_are_not_are_told(mixed: nn.Module) -> None:
+    assert few_reached(mixed) is None
+    assert few_reached(Text()) is None  # embeddings stay in every paper
+    attention = nn.Sequential(nn.MultiheadAttention(8, 2), nn.Linear(8, 8))
+    told = "linear layers and convolutions alone, 35.6 % of the network: 0.in_proj_weight stays"
+    assert told in str(few_reached(attention))
+    gru = nn.Sequential(nn.GRU(4, 4), nn.Linear(4, 4))
+    assert "weight_ih_l0 and 1 other parameter stay" in str(few_reached(gru))
+    assert few_reached(nn.Sequential(nn.Linear(99, 99), nn.GRU(4, 4))) is None  # too small
 
 
 @pytest.mark.parametrize(

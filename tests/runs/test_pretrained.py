@@ -130,4 +130,7 @@ def test_zeros_in_place_need_no_other_config(task: CausalLM, tmp_path: Path) -> 
     )
     assert torch.equal(logits(again), logits(result.model))
     assert load_masked(tmp_path / "out", tiny_llama).mask == result.mask
-    assert "| zeros |  | 50.00 % |  |" in (tmp_path / "out" / "README.md").read_text()
+    assert (
+        "| zeros, prunable weights |  | 50.00 % |  |"
+        in (tmp_path / "out" / "README.md").read_text()
+    )

@@ -252,7 +252,8 @@ def result_rows(content: Mapping[str, Any], weights: tuple[int, int] | None = No
     dense, pruned, unit = content["dense"], content["pruned"], Unit.of(content)
     rows: Facts = []
     if "sparsity" in pruned:
-        rows.append(("weights that are zero", "0.00 %", percent(pruned["sparsity"], 2), ""))
+        for what, name in (("prunable weights", "sparsity"), ("network", "network_sparsity")):
+            rows.append((f"zeros of the {what}", "0.00 %", percent(pruned[name], 2), ""))
     else:
         rows += [_sizes(what, dense[name], pruned[name], "") for name, what in COSTS.items()]
     if weights is not None:

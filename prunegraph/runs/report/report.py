@@ -170,7 +170,14 @@ OF_CHANNELS = {
 }
 """What it must hold besides where channels were cut out."""
 
-OF_WEIGHTS = {"pruned": {"sparsity": float, "pattern": str, "densities": dict[str, float]}}
+OF_WEIGHTS = {
+    "pruned": {
+        "sparsity": float,
+        "network_sparsity": float,
+        "pattern": str,
+        "densities": dict[str, float],
+    }
+}
 """What it must hold besides where single weights became zero."""
 
 SPLIT = {"fingerprint": str, "samples": int}

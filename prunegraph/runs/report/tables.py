@@ -144,8 +144,11 @@ def gains(content: Mapping[str, Any]) -> list[str]:
     """Return what a run has got, in lines: size, speed, score."""
     dense, pruned, unit = content["dense"], content["pruned"], Unit.of(content)
     if "sparsity" in pruned:
-        zeros = percent(pruned["sparsity"], 2)
-        lines = [f"zeros: {zeros} of the prunable weights, in place: {IN_PLACE}"]
+        zeros, all_zeros = (percent(pruned[name], 2) for name in ("sparsity", "network_sparsity"))
+        lines = [
+            f"zeros: {zeros} of the prunable weights, {all_zeros} of the network, in place: "
+            f"{IN_PLACE}"
+        ]
     else:
         macs, params = (percent(pruned[name] / dense[name]) for name in ("macs", "params"))
         lines = [f"size: {macs} of the multiply-adds, {params} of the parameters are left"]

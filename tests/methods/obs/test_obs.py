@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import prunegraph as pg
 from prunegraph.core.budget import Budget
 from prunegraph.core.errors import ArtefactError, BudgetError, ConfigError
 from prunegraph.core.pattern import UNSTRUCTURED, Pattern
@@ -24,7 +25,7 @@ from prunegraph.methods.obs.thanos import Thanos
 from prunegraph.methods.obs.wanda import Wanda
 from prunegraph.methods.registry import WEIGHT_METHODS, make_method
 from prunegraph.tasks.causal_lm import causal_lm
-from support.language import TEXT, encode, tiny_llama
+from support.language import EXPERTS, TEXT, encode, tiny_experts, tiny_llama
 
 PATTERNS = ["unstructured", "2:4", "4:8", "1:2"]
 COLUMNS = Pattern.parse("columns")
@@ -227,6 +228,37 @@ def test_a_pattern_that_does_not_divide_names_the_layer() -> None:
     problem = pose(Budget(pattern="4:8"), intermediate_size=36)
     with pytest.raises(BudgetError, match=r"pattern=4:8 does not fit .*down_proj.*36 inputs"):
         SparseGPT().check(problem)
+
+
+def part_of_the_network(family: str, method: str) -> tuple[float, float]:
+    """Prune half of the weights with a warning; return the share warned of, and that of zeros."""
+    task = causal_lm(tiny_experts(family), encode, calibration=[TEXT], window=16)
+    with pytest.warns(UserWarning, match=r"of the network: .*experts\.\w+ and .* stay") as raised:
+        result = pg.prune(task, method, Budget(sparsity=0.5))
+    (told,) = {str(item.message) for item in raised}
+    assert len(told.split()) <= 25
+    shown = result.report["pruned"]
+    params = list(result.model.parameters())
+    zeros = sum(int((item == 0).sum()) for item in params)
+    zeros -= sum(int((item == 0).sum()) for item in task.model.parameters())
+    size = sum(item.numel() for item in params)
+    assert shown["sparsity"] == pytest.approx(0.5, abs=1e-3)
+    assert shown["network_sparsity"] == pytest.approx(zeros / size, abs=1e-6)
+    reached = float(told.split(" % ")[0].split()[-1]) / 100
+    return reached, shown["network_sparsity"]
+
+
+@pytest.mark.parametrize("family", EXPERTS)
+def test_what_share_of_a_network_with_experts_is_reached_is_told(family: str) -> None:
+    reached, zeros = part_of_the_network(family, "magnitude")
+    assert zeros == pytest.approx(reached / 2, abs=0.001)
+    assert 0.02 < zeros < 0.2
+
+
+@pytest.mark.parametrize("method", [name for name in WEIGHT_METHODS if name != "magnitude"])
+def test_every_method_of_weights_tells_it(method: str) -> None:
+    reached, zeros = part_of_the_network("Mixtral", method)
+    assert zeros == pytest.approx(reached / 2, abs=0.001)
 
 
 @pytest.mark.data

@@ -97,7 +97,7 @@ def test_what_was_got_is_told_as_size_speed_and_score() -> None:
         "speed: x2.00 for one input, on the CPU with 1 thread",
         "test accuracy: 97.00 % (dense 99.00 %)",
     ]
-    told["pruned"]["sparsity"] = 0.5
+    told["pruned"] |= {"sparsity": 0.5, "network_sparsity": 0.0514}
     assert gains(told)[0].startswith(
-        "zeros: 50.00 % of the prunable weights, in place: PyTorch runs"
+        "zeros: 50.00 % of the prunable weights, 5.14 % of the network, in place: PyTorch runs"
     )
