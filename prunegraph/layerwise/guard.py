@@ -17,6 +17,9 @@ from prunegraph.layerwise.recalibrate import measuring_batch_norm
 MOST_VALUES = 2**24
 """Values of an output tensor that are compared: 64 MiB."""
 
+ALIKE = 1e-6
+"""Relative difference of outputs up to which they are the same but for rounding."""
+
 CLEARLY = 2.0
 """Standard errors by which a reconstruction has to be worse than none to be given up."""
 
@@ -38,7 +41,7 @@ class Guard:
         seed: fixes what a forward draws at random.
 
     Attributes:
-        problem: why the last comparison was not possible, or None.
+        problem: why the last comparison was not possible or says nothing, or None.
     """
 
     def __init__(self, dense: nn.Module, run: Callable[[nn.Module], None], seed: int) -> None:
@@ -63,12 +66,17 @@ class Guard:
         """Tell whether outputs are clearly further from the dense network's than they were before.
 
         Clearly: by ``CLEARLY`` standard errors of the mean of the rows' differences. A few rows on
-        which a network is sure and wrong hold most of a divergence.
+        which a network is sure and wrong hold most of a divergence. Outputs of the dense network
+        that are all alike, as of black images, tell nothing: no reconstruction is trusted then.
         """
         found = zip(self._dense, before, after, strict=False)
         alike = [trio for trio in found if len({tensor.shape for tensor in trio}) == 1]
         if not alike:
             return False
+        moved = any(not torch.equal(old, new) for _, old, new in alike)
+        if moved and all(_are_alike(dense) for dense, _, _ in alike):
+            self.problem = "the held-out outputs of the dense network are all alike"
+            return True
         was = torch.cat([_divergences(dense, old) for dense, old, _ in alike])
         now = torch.cat([_divergences(dense, new) for dense, _, new in alike])
         if not bool(now.isfinite().all()):
@@ -97,6 +105,12 @@ def _rows(output: Tensor) -> Tensor:
     rows = output.detach().reshape(-1, output.shape[-1] if scores else 1)
     most = max(MOST_VALUES // max(rows.shape[1], 1), 1)
     return rows[:: max(-(-len(rows) // most), 1)].float().clone()
+
+
+def _are_alike(rows: Tensor) -> bool:
+    """Tell whether ``[S, C]`` outputs at several positions are the same."""
+    distance = (rows - rows[:1]).abs().max() if len(rows) > 1 else rows.new_tensor(torch.inf)
+    return bool(distance <= ALIKE * rows.abs().max())
 
 
 def _divergences(dense: Tensor, other: Tensor) -> Tensor:

@@ -204,7 +204,8 @@ class Reconstruction:
     def apply(self, pruned: nn.Module, mask: ChannelMask) -> None:
         """Change the weights and biases of a network that ``apply_mask`` has made, in place.
 
-        It warns, and leaves them as they are, if the outputs on held-out data get worse.
+        It warns, and leaves them as they are, if the outputs on held-out data get worse or are all
+        alike.
 
         Args:
             pruned: the network.
@@ -213,11 +214,15 @@ class Reconstruction:
         Raises:
             MaskError: the network is not of this mask.
         """
-        if not self.fit(pruned, mask):
+        kept = self.fit(pruned, mask)
+        problem = None if self._guard is None else self._guard.problem
+        if problem is not None:
+            told = (
+                "the reconstruction is kept unchecked" if kept else "the weights stay as they were"
+            )
+            warnings.warn(f"{told}: {problem}", stacklevel=2)
+        elif not kept:
             warnings.warn(REJECTED, stacklevel=2)
-        elif self._guard is not None and self._guard.problem is not None:
-            msg = f"the reconstruction is kept unchecked: {self._guard.problem}"
-            warnings.warn(msg, stacklevel=2)
 
     @torch.no_grad()
     def fit(self, pruned: nn.Module, mask: ChannelMask) -> bool:

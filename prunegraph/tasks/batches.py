@@ -70,6 +70,24 @@ def num_samples(batch: Any) -> int:
     return sizes.pop() if len(sizes) == 1 else 0
 
 
+def is_finite(batch: Any) -> bool:
+    """Return whether a batch's tensors hold neither NaN nor infinite values."""
+    tensors = (tensor for tensor in tensors_in(batch) if tensor.is_floating_point())
+    return all(bool(tensor.isfinite().all()) for tensor in tensors)
+
+
+def check_finite(batch: Any, what: str) -> None:
+    """Raise DataError for a batch that holds NaN or infinite values.
+
+    Args:
+        batch: what a network has made no numbers of.
+        what: where it is from, in the plural.
+    """
+    if not is_finite(batch):
+        msg = f"{what} hold NaN or infinite values: repair these samples, or leave them out"
+        raise DataError(msg)
+
+
 def num_tokens(batch: Any) -> int:
     """Return how many tokens a sample of a batch has; 0 = it holds others than whole numbers."""
     tensors = tensors_in(batch)

@@ -11,6 +11,7 @@ from prunegraph.core.precision import autocasting
 from prunegraph.core.splits import Batch, Split
 from prunegraph.core.task import Scores
 from prunegraph.graph import evaluation_mode
+from prunegraph.tasks.batches import check_finite
 from prunegraph.tasks.outputs import class_logits
 
 BATCH_SIZE = 128
@@ -47,7 +48,7 @@ def evaluate(
         Accuracy, loss and KL.
 
     Raises:
-        DataError: there are no images.
+        DataError: there are no images, or the network makes NaN of images that hold NaN.
         ModelError: the outputs hold NaN or infinity, and ``worst`` is not given.
     """
     totals = torch.zeros(4, dtype=torch.float64)
@@ -57,6 +58,8 @@ def evaluate(
             logits, labels = _forward(model, images, autocast=autocast).cpu(), labels.cpu()
             totals[0] += (logits.argmax(1) == labels).sum()
             likelihood = -F.cross_entropy(logits, labels, reduction="none")
+            if not bool(likelihood.isfinite().all()):
+                check_finite(images, "the images to evaluate on")
             totals[1] -= likelihood.sum()
             totals[3] += likelihood.exp().sum()
             if dense_logits is not None:

@@ -12,7 +12,7 @@ from prunegraph.core.task import ExampleInputs
 from prunegraph.data.stored import StoredImages
 from prunegraph.graph import evaluation_mode
 from prunegraph.tasks.base import Kind, checked_split
-from prunegraph.tasks.batches import check_loader
+from prunegraph.tasks.batches import check_loader, is_finite
 from prunegraph.tasks.classification import BATCH_SIZE, place_images
 from prunegraph.tasks.outputs import class_logits
 
@@ -68,6 +68,8 @@ def gather(
     for batch in batches:
         images, labels = _checked(batch, what, channels, source)
         images = images[: most - len(source.labels)]
+        if not is_finite(images):
+            _check_answered(model, images, what, len(source.labels))
         labels = _answers(model, images) if labels is None else labels[: len(images)].cpu().long()
         source.add(images.cpu(), labels)
         if len(source.labels) >= most:
@@ -84,6 +86,14 @@ def gather(
         )
         raise DataError(msg)
     return source
+
+
+def _check_answered(model: nn.Module, images: Tensor, what: str, first: int) -> None:
+    """Raise DataError for an image with NaN or infinite values of which a network makes such."""
+    for number, image in enumerate(images, first):
+        if not (is_finite(image) or is_finite(_logits(model, image[None]))):
+            msg = f"image {number} of {what} holds NaN or infinite values: repair or remove it"
+            raise DataError(msg)
 
 
 def _checked(

@@ -26,6 +26,7 @@ from prunegraph.core.tensors import parameter_digest
 from prunegraph.core.weight_mask import WeightMask
 from prunegraph.graph import evaluation_mode, unwrap
 from prunegraph.layerwise.recalibrate import recalibrate_bn
+from prunegraph.tasks.batches import check_finite
 from prunegraph.tasks.classification import model_device
 from prunegraph.tasks.outputs import loss_and_outputs
 from prunegraph.training.checkpoint import Done, TrainingState
@@ -358,6 +359,7 @@ class _Training:
             loss = self._loss(network, self.task.place(batch, network))
             value = float(loss.detach() if self.ranks is None else self.ranks.mean(loss, weight))
             if not math.isfinite(value):
+                check_finite(batch, "the train data")
                 msg = (
                     f"the training loss is {value} in epoch {epoch + 1}, step {step + 1}: lower "
                     f"the learning rate, now {self.config.learning_rate:g}, or check the weights"

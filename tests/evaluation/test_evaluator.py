@@ -15,7 +15,7 @@ from prunegraph.graph import StructureGraph
 from prunegraph.graph.apply import apply_mask
 from prunegraph.layerwise.recalibrate import recalibrate_bn
 from prunegraph.layerwise.reconstruct import Reconstruction
-from prunegraph.tasks.classification import evaluate, place_images, place_model
+from prunegraph.tasks.classification import WORST, evaluate, place_images, place_model
 from support.tasks import image_task
 
 MakeMask = Callable[..., ChannelMask]
@@ -92,6 +92,11 @@ def test_bad_input_is_refused() -> None:
     image = torch.zeros(1, 1, 2, 2), torch.tensor([0])
     with pytest.raises(ModelError, match="NaN"):
         evaluate(Constant([float("nan"), 1.0]), image)
+    broken = image[0] + torch.nan, image[1]
+    mean = nn.Sequential(nn.Flatten(), nn.Linear(4, 2))
+    for worst in (None, WORST):
+        with pytest.raises(DataError, match="images to evaluate on hold NaN or infinite"):
+            evaluate(mean, broken, worst=worst)
 
 
 def test_an_outcome_is_that_of_the_pruned_recalibrated_network(

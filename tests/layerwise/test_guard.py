@@ -220,6 +220,25 @@ def test_a_forward_that_fails_leaves_the_fit_unchecked() -> None:
     assert not guard.rejects([], [])
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_black_images_leave_the_weights_as_they_are(kind: type[Reconstruction]) -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 3))
+    graph = analyse(net.eval(), torch.zeros(1, 6))
+    keep = np.arange(graph.num_units) % 2 == 0
+    mask = graph.mask(keep | ~graph.free)
+    for images, leaves in ((torch.zeros(64, 6), True), (torch.randn(64, 6), False)):
+        pruned = apply_mask(net, graph, mask)
+        before = pruned[2].weight.clone()
+        fit = kind(net, graph, lambda network, images=images: network(images))
+        if leaves:
+            with pytest.warns(UserWarning, match="stay as they were: .* are all alike"):
+                fit.apply(pruned, mask)
+        else:
+            fit.apply(pruned, mask)
+        assert torch.equal(pruned[2].weight, before) is leaves
+
+
 class Given(nn.Module):
     """Returns its input."""
 

@@ -57,10 +57,48 @@ def test_an_exception_restores_the_buffers(mixed: nn.Module) -> None:
     assert mixed.bn.momentum == 0.1
 
 
-def test_no_images_restore_the_buffers(mixed: nn.Module) -> None:
+def test_no_batches_are_refused_and_restore_the_buffers(mixed: nn.Module) -> None:
     before = mixed.bn.running_mean.clone()
-    recalibrate_bn(mixed, [])
+    with pytest.raises(DataError, match="no batches to calibrate batch norm on: give"):
+        recalibrate_bn(mixed, [])
     assert torch.equal(mixed.bn.running_mean, before)
+    frozen = nn.BatchNorm2d(3, track_running_stats=False)
+    recalibrate_bn(frozen, [])  # it measures nothing
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_images_that_are_no_numbers_are_refused(mixed: nn.Module, value: float) -> None:
+    broken = batches()
+    broken[1][3, 0, 2, 2] = value
+    before = mixed.bn.running_var.clone()
+    with pytest.raises(DataError, match="calibration data hold NaN or infinite values"):
+        recalibrate_bn(mixed, broken)
+    assert torch.equal(mixed.bn.running_var, before)
+    reader = nn.BatchNorm2d(3)  # of a forward that looks after them
+    recalibrate_bn(reader, broken, forward=lambda net, x: net(x.nan_to_num(posinf=0.0)))
+    assert bool(reader.running_var.isfinite().all())
+
+
+def test_few_samples_are_told() -> None:
+    images = torch.cat(batches())
+    with pytest.warns(UserWarning, match=r"fewer than 32 samples \(31\), .*: give more"):
+        recalibrate_bn(nn.BatchNorm2d(3), images[:31].split(16))
+    norm = nn.BatchNorm2d(3)
+    recalibrate_bn(norm, images[:32].split(16))
+    assert norm.num_batches_tracked == 2
+
+
+def test_channels_that_do_not_vary_are_told() -> None:
+    images = torch.cat(batches())
+    images[:, 1:] = 0.0
+    model = nn.Sequential(nn.BatchNorm2d(3))
+    with pytest.warns(UserWarning, match="2 of 3 channels of 0 do not vary.*as varied as"):
+        recalibrate_bn(model, [images])
+    recalibrate_bn(model, [images])  # nor did they before
+    assert model[0].running_var[1:].tolist() == [0.0, 0.0]
+    images = torch.cat(batches())
+    images[:, 2] = 0.0
+    recalibrate_bn(nn.BatchNorm2d(3), [images])  # one of three may be dead
 
 
 def test_a_network_without_batch_norm_runs_nothing() -> None:
@@ -77,7 +115,8 @@ def test_one_image_is_too_few_for_norms_of_vectors() -> None:
     with pytest.raises(DataError, match="a batch of 1 is too few to calibrate"):
         recalibrate_bn(model, [batches()[0][:1]])
     assert torch.equal(model[1].running_mean, before)
-    recalibrate_bn(nn.BatchNorm2d(3), [batches()[0][:1]])  # its positions are enough
+    with pytest.warns(UserWarning, match=r"fewer than 32 samples \(1\)"):
+        recalibrate_bn(nn.BatchNorm2d(3), [batches()[0][:1]])  # its positions are enough
 
 
 def test_the_order_of_samples_does_not_count(digits: Dataset) -> None:

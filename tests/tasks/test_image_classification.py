@@ -102,6 +102,24 @@ def test_wrong_images_are_one_line(data: Any, message: str) -> None:
         pg.tasks.image_classification(network(), train=data)
 
 
+@pytest.mark.parametrize("value", [torch.nan, -torch.inf])
+def test_images_that_are_no_numbers_are_named(value: float) -> None:
+    images = IMAGES.clone()
+    images[7, 0, 3, 3] = value
+    with pytest.raises(DataError, match="image 7 of train holds NaN or infinite values: repair"):
+        pg.tasks.image_classification(network(), train=[(images[:5], LABELS[:5]), images[5:]])
+
+    class Filled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.network = network()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.network(x.nan_to_num(0.0, 0.0, 0.0))
+
+    assert len(pg.tasks.image_classification(Filled(), train=(images, LABELS)).search) == 6
+
+
 def test_other_channels_than_the_example_are_one_line() -> None:
     with pytest.raises(DataError, match=r"not images \[b, 3, h, w\]"):
         pg.tasks.image_classification(

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+import prunegraph as pg
 from prunegraph.core.errors import (
     ArtefactError,
     ConfigError,
@@ -198,6 +199,16 @@ def test_a_diverging_loss_is_an_error(task: ImageClassification) -> None:
     config = FinetuneConfig(epochs=2, peak_lr=1e30, autocast=False)
     with pytest.raises(PruneGraphError, match=r"training loss is .* lower the learning rate"):
         finetune(make_net(), task, config, seed=0)
+
+
+def test_an_image_that_is_no_number_is_blamed(task: ImageClassification) -> None:
+    model, (images, labels) = make_net(), next(task.train.batches(64))
+    images[3, 0, 2, 2] = torch.nan
+    broken = pg.tasks.custom(
+        *(model, images[:1]), train=[(images, labels)], score=lambda _: 1.0, higher_is_better=True
+    )
+    with pytest.raises(DataError, match="the train data hold NaN or infinite values: repair"):
+        finetune(model, broken, CONFIG, seed=0)
 
 
 def test_zero_epochs_leave_the_weights(task: ImageClassification) -> None:

@@ -18,7 +18,7 @@ from prunegraph.core.task import Task
 from prunegraph.graph import StructureGraph
 from prunegraph.layerwise import room
 from prunegraph.layerwise.capture import Read, layer_inputs, readable_copy
-from prunegraph.tasks.batches import num_samples, singles
+from prunegraph.tasks.batches import check_finite, num_samples, singles
 from prunegraph.tasks.classification import model_device
 
 MEMORY = 7 * 2**27
@@ -114,12 +114,14 @@ class Dense:
 
         Raises:
             ModelError: no gradient flows from it, or it is not finite.
+            DataError: it is not, nor is the batch.
         """
         mean = self.task.loss(self.model.requires_grad_(), batch)
         if not mean.requires_grad:
             msg = "no gradients flow from the loss: leave detach() and no_grad() away"
             raise ModelError(msg)
         if not bool(mean.isfinite()):
+            check_finite(batch, "the train data")
             msg = (
                 f"the loss on train data is {float(mean.detach())}: check the network's weights, "
                 "the data, and the loss"

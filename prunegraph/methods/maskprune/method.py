@@ -42,7 +42,7 @@ from prunegraph.methods.criteria.obs import BATCH_SIZE
 from prunegraph.methods.maskprune.gates import Gates, Shares, readers_of
 from prunegraph.methods.maskprune.refit import Refit
 from prunegraph.methods.method import ChannelMethod, Problem, Result, check_reach
-from prunegraph.tasks.batches import num_tokens
+from prunegraph.tasks.batches import check_finite, num_tokens
 from prunegraph.training.schedules import learning_rate_at
 
 WHAT = "pruning"
@@ -257,6 +257,7 @@ class _Training:
                 wanted = self.task.forward(self.dense, batch)
             loss = self.task.divergence(self.task.forward(self.model, batch), wanted)
         if not bool(loss.isfinite()):
+            check_finite(batch, "the calibration data")
             msg = (
                 f"the divergence from the dense network is {float(loss.detach())} in step "
                 f"{state.step + 1}: lower lr, now {method.lr:g}, or give float32 weights"

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from prunegraph.core.errors import ModelError
+from prunegraph.core.errors import DataError, ModelError
 from prunegraph.core.splits import Dataset, TrainSplit
 from prunegraph.graph import StructureGraph, analyse
 from prunegraph.layerwise.capture import Read
@@ -195,6 +195,14 @@ def test_an_endless_gradient_is_an_error(pictures: TrainSplit) -> None:
     with torch.no_grad():
         net[4].weight.fill_(3e38)
     with pytest.raises(ModelError, match=r"the loss on train data is (inf|nan): check"):
+        measure(image_task(net, pictures), graph, num_samples=8)
+
+
+def test_an_image_that_is_no_number_is_blamed(pictures: TrainSplit) -> None:
+    net, graph = linear_net(torch.ones(4, 3))
+    assert isinstance(pictures.source, Pictures)
+    pictures.source.images[3:, 1, 2, 2] = torch.nan
+    with pytest.raises(DataError, match="the train data hold NaN or infinite values: repair"):
         measure(image_task(net, pictures), graph, num_samples=8)
 
 
