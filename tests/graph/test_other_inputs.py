@@ -315,7 +315,7 @@ class Merging(nn.Linear):
 def test_recalibration_lets_modules_hear_that_training_goes_on() -> None:
     net = nn.Sequential(Merging(8, 16), nn.BatchNorm1d(16), nn.Linear(16, 3)).train()
     before = net[0].weight.clone()
-    pg.recalibrate_bn(net, [torch.randn(16, 8)])
+    pg.recalibrate_bn(net, [torch.randn(32, 8)])
     assert net[0].training
     torch.testing.assert_close(net[0].weight, before)
 
